@@ -1,0 +1,84 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+// Who may import whom is written in docs/architecture.md and enforced by Tests/ArchitectureTests.
+
+let swiftSettings: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+let argumentParser: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
+let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let serviceLifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let subprocess: Target.Dependency = .product(name: "Subprocess", package: "swift-subprocess")
+let systemPackage: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
+
+let package = Package(
+    name: "colo-blk",
+    platforms: [.macOS(.v15)],
+    products: [
+        .executable(name: "colo-blk", targets: ["colo-blk"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.0"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
+    ],
+    targets: [
+        // Doors to C.
+        .target(name: "CAio", linkerSettings: [.linkedLibrary("aio")]),
+        .target(name: "CLinux"),
+        .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+        .systemLibrary(name: "CQcow", pkgConfig: "libqcow", providers: [.apt(["libqcow-dev"])]),
+
+        // Words and disks.
+        .target(name: "Units", swiftSettings: swiftSettings),
+        .target(name: "AsyncIO", dependencies: ["Units", "CAio", systemPackage], swiftSettings: swiftSettings),
+
+        // Languages: bytes in, events and actions out.
+        .target(name: "NBD", dependencies: ["Units"], swiftSettings: swiftSettings),
+        .target(name: "QEMU", dependencies: ["Units"], swiftSettings: swiftSettings),
+        .target(name: "Qcow2", dependencies: ["Units"], swiftSettings: swiftSettings),
+        .target(name: "Link", dependencies: ["Units"], swiftSettings: swiftSettings),
+
+        // The engine: decisions, no I/O.
+        .target(name: "BlockReplica", dependencies: ["Units", "Qcow2"], swiftSettings: swiftSettings),
+        .target(name: "RamCache", dependencies: ["Units", "CZstd"], swiftSettings: swiftSettings),
+        .target(name: "Checkpointer", dependencies: ["Units"], swiftSettings: swiftSettings),
+
+        // The corridor and the front door.
+        .target(
+            name: "Node",
+            dependencies: [
+                "Units", "AsyncIO", "NBD", "QEMU", "Qcow2", "Link", "BlockReplica", "RamCache", "Checkpointer",
+                "CLinux", nioCore, nioPosix, logging, subprocess, systemPackage,
+            ],
+            swiftSettings: swiftSettings),
+        .executableTarget(
+            name: "colo-blk",
+            dependencies: ["Node", "Units", argumentParser, logging, serviceLifecycle],
+            swiftSettings: swiftSettings),
+
+        // Tests.
+        .testTarget(name: "UnitsTests", dependencies: ["Units"], swiftSettings: swiftSettings),
+        .testTarget(
+            name: "AsyncIOTests", dependencies: ["AsyncIO", "Units", systemPackage], swiftSettings: swiftSettings),
+        .testTarget(name: "NBDTests", dependencies: ["NBD", "Units"], swiftSettings: swiftSettings),
+        .testTarget(name: "QEMUTests", dependencies: ["QEMU", "Units"], swiftSettings: swiftSettings),
+        .testTarget(
+            name: "Qcow2Tests", dependencies: ["Qcow2", "CQcow", "Units"], swiftSettings: swiftSettings),
+        .testTarget(name: "LinkTests", dependencies: ["Link", "Units"], swiftSettings: swiftSettings),
+        .testTarget(
+            name: "BlockReplicaTests", dependencies: ["BlockReplica", "Qcow2", "Units"], swiftSettings: swiftSettings),
+        .testTarget(name: "RamCacheTests", dependencies: ["RamCache", "Units"], swiftSettings: swiftSettings),
+        .testTarget(
+            name: "CheckpointerTests", dependencies: ["Checkpointer", "Units"], swiftSettings: swiftSettings),
+    ]
+)

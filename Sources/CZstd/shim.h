@@ -1,0 +1,2 @@
+// The door to libzstd (Debian: libzstd-dev).
+#include <zstd.h>
