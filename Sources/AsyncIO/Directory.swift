@@ -1,0 +1,45 @@
+import Glibc
+import SystemPackage
+
+/// Names in a directory: what the store needs beside its data.
+public enum Directory {
+    /// Makes a directory with permissions 0700 (mkdir(2)); one that is there already is kept as it is.
+    public static func create(_ path: String) throws(IOError) {
+        guard mkdir(path, 0o700) == 0 || Glibc.errno == EEXIST else {
+            throw IOError(operation: "mkdir", path: path, errno: Errno(rawValue: Glibc.errno))
+        }
+    }
+
+    /// The names in a directory, sorted, without `.` and `..` (readdir(3)).
+    public static func names(in path: String) throws(IOError) -> [String] {
+        guard let stream = opendir(path) else {
+            throw IOError(operation: "opendir", path: path, errno: Errno(rawValue: Glibc.errno))
+        }
+        defer { closedir(stream) }
+        var names: [String] = []
+        while let entry = readdir(stream) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+                pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+            }
+            if name != "." && name != ".." { names.append(name) }
+        }
+        return names.sorted()
+    }
+
+    /// Whether something has this name (access(2)).
+    public static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
+
+    /// Removes a file (unlink(2)); one that is missing is no error.
+    public static func removeFile(_ path: String) throws(IOError) {
+        guard unlink(path) == 0 || Glibc.errno == ENOENT else {
+            throw IOError(operation: "unlink", path: path, errno: Errno(rawValue: Glibc.errno))
+        }
+    }
+
+    /// Gives a file another name, replacing what had it (rename(2)).
+    public static func rename(_ from: String, to target: String) throws(IOError) {
+        guard Glibc.rename(from, target) == 0 else {
+            throw IOError(operation: "rename", path: from, errno: Errno(rawValue: Glibc.errno))
+        }
+    }
+}
