@@ -556,6 +556,7 @@ static void *tick_thread(void *unused) {
         if (next > now) sleep_ms(next - now);
         else next = now;
     }
+    return NULL;
 }
 
 static void modules_load(void) {

@@ -19,8 +19,8 @@
  * Ownership is read from glibc's __data.__owner, which is the thread id of the owner for every kind of mutex. It can
  * equal our own thread id only if we locked the mutex ourselves, so the unlocked read decides correctly.
  *
- * No symbol of libpthread newer than GLIBC_2.3.2 is needed, so one binary serves a QEMU with an older or newer libc
- * than the one it was built with.
+ * Built against glibc 2.34 or newer (when libpthread and libdl became part of libc), one binary serves every QEMU that
+ * runs on 2.34 or newer.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -43,7 +43,6 @@ static struct waiter {
 
 static _Atomic(cond_wait) glibc_wait;
 static __thread unsigned foreign_rounds;
-static __thread int own_id;
 
 static cond_wait next_wait(void) {
     cond_wait found = atomic_load(&glibc_wait);
@@ -88,8 +87,7 @@ static void wake_waiters(pthread_mutex_t *mutex) {
 
 __attribute__((visibility("default")))
 int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex) {
-    if (!own_id) own_id = (int)syscall(SYS_gettid);
-    if (mutex->__data.__owner == own_id) {
+    if (mutex->__data.__owner == (int)syscall(SYS_gettid)) { /* not cached: QEMU may fork */
         foreign_rounds = 0;
         return wait_owned(cond, mutex);
     }
