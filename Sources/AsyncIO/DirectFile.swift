@@ -145,6 +145,15 @@ public final class DirectFile {
             mode: caio_FALLOC_FL_PUNCH_HOLE | caio_FALLOC_FL_KEEP_SIZE, offset, length, "punch hole")
     }
 
+    /// First byte at or behind `offset` that may hold data (lseek(2) with SEEK_DATA); nil when there is only a hole up to
+    /// the end. A file system that does not tell says that everything is data.
+    public func nextData(at offset: UInt64) throws(IOError) -> UInt64? {
+        let answer = caio_next_data(bufferedDescriptor, try position(offset, "lseek"))
+        if answer == -Int64(ENXIO) { return nil }
+        if answer == -Int64(EINVAL) || answer == -Int64(EOPNOTSUPP) { return offset < (try size()) ? offset : nil }
+        return UInt64(try checked(answer, "lseek", path, offset))
+    }
+
     /// Makes the range read as zeroes and keeps its space (fallocate(2) with ZERO_RANGE). Returns false, with nothing
     /// done, where the file system cannot.
     public func zeroRange(at offset: UInt64, length: UInt64) throws(IOError) -> Bool {

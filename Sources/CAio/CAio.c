@@ -40,6 +40,10 @@ int caio_fsync(int descriptor) { RETRY(int, fsync(descriptor)); }
 
 int caio_lock_exclusive(int descriptor) { RETRY(int, flock(descriptor, LOCK_EX | LOCK_NB)); }
 
+int64_t caio_next_data(int descriptor, int64_t offset) {
+    RETRY(int64_t, lseek(descriptor, (off_t)offset, SEEK_DATA));
+}
+
 // close(2) must not be retried on Linux: the descriptor is gone even when it reports EINTR.
 void caio_close(int descriptor) { (void)close(descriptor); }
 

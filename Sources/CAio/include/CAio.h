@@ -16,7 +16,7 @@ extern const int caio_FALLOC_FL_ZERO_RANGE;
 extern const int caio_MAP_SHARED;
 extern const int caio_MAP_NORESERVE;
 
-// open(2), ftruncate(2), fallocate(2), fdatasync(2), flock(2) without blocking, close(2).
+// open(2), ftruncate(2), fallocate(2), fdatasync(2), fsync(2), flock(2) without blocking, close(2).
 int caio_open(const char *path, int flags, unsigned mode);
 int caio_truncate(int descriptor, int64_t length);
 int caio_fallocate(int descriptor, int mode, int64_t offset, int64_t length);
@@ -24,6 +24,9 @@ int caio_fdatasync(int descriptor);
 int caio_fsync(int descriptor);
 int caio_lock_exclusive(int descriptor);
 void caio_close(int descriptor);
+
+// lseek(2) with SEEK_DATA. The descriptor's position moves, which no other call here uses.
+int64_t caio_next_data(int descriptor, int64_t offset);
 
 // pread(2) and pwrite(2): one call, bytes moved or a negative errno.
 int64_t caio_pread(int descriptor, void *buffer, size_t length, int64_t offset);
