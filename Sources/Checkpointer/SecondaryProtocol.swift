@@ -1,0 +1,151 @@
+import Units
+
+/// The secondary's side of the link protocol: what arrived means what, and what may be said. Decides only; the caller
+/// performs the actions and calls back with what became of them.
+public struct SecondaryProtocol: Sendable, Equatable {
+    /// What the caller does next.
+    public enum Action: Equatable, Sendable {
+        /// Decide about the hello; then call ``welcome(generation:firstEpoch:)`` or ``refuse()``.
+        case decide
+        /// Keep the identity of the guest with the open store, for the first epoch.
+        case keepIdentity
+        /// Make room for RAM of this layout.
+        case layOutRam(Epoch)
+        /// Buffer a disk frame in this epoch.
+        case bufferDisk(Epoch)
+        /// Stage a RAM batch of this epoch.
+        case stageRam(Epoch)
+        /// `send` has come: the epoch gets no more disk frames; later ones belong to `opened`.
+        case boundary(closed: Epoch, opened: Epoch)
+        /// This many bytes of device state will come.
+        case expectDeviceState(Epoch, bytes: UInt64)
+        /// Append a piece of device state.
+        case appendDeviceState(Epoch, offset: UInt64, bytes: UInt64)
+        /// Verify the tally, make everything of the epoch complete, and commit; then call ``committed(_:)``.
+        case commit(Epoch)
+        /// Send this command.
+        case say(Command, Epoch)
+        /// Send the heartbeat back unchanged.
+        case echo
+        /// The peer left in order; close.
+        case close
+    }
+
+    private enum State: Sendable, Equatable {
+        /// Next: deciding, closed.
+        case awaitingHello
+        /// Next: running, closed.
+        case deciding
+        /// Next: closed.
+        case running(EpochFlow)
+        /// Next: none.
+        case closed
+    }
+
+    private var state = State.awaitingHello
+
+    public init() {}
+
+    public var isClosed: Bool { state == .closed }
+
+    /// The generation of the session, once welcomed.
+    public var generation: Generation? { flow?.generation }
+    /// The epoch that disk frames belong to now, once welcomed.
+    public var openEpoch: Epoch? { flow?.open }
+    /// Sealed epochs that are not committed: 0 to 2.
+    public var uncommittedSealed: UInt64 { flow?.uncommittedSealed ?? 0 }
+
+    private var flow: EpochFlow? {
+        if case .running(let flow) = state { return flow }
+        return nil
+    }
+
+    /// A frame has arrived whole and verified.
+    public mutating func received(_ info: FrameInfo) throws(ProtocolViolation) -> Action {
+        if info.frame == .bye, state != .closed {
+            state = .closed
+            return .close
+        }
+        switch state {
+        case .awaitingHello:
+            guard info.frame == .hello else { throw violation(info, "the first frame is hello") }
+            state = .deciding
+            return .decide
+        case .deciding:
+            throw violation(info, "nothing may come before welcome was sent")
+        case .running(var flow):
+            if let wrong = flow.toSecondary(info) { throw violation(info, wrong) }
+            if info.frame == .command(.request) {
+                let reply = FrameInfo(.command(.reply), generation: flow.generation, epoch: info.epoch)
+                let wrong = flow.toPrimary(reply)
+                precondition(wrong == nil, "a request can always be answered")
+            }
+            state = .running(flow)
+            return action(info, flow)
+        case .closed:
+            throw violation(info, "the session is over")
+        }
+    }
+
+    private func action(_ info: FrameInfo, _ flow: EpochFlow) -> Action {
+        switch info.frame {
+        case .identity: .keepIdentity
+        case .ramLayout: .layOutRam(info.epoch)
+        case .diskWrite, .diskZeroes, .diskDiscard: .bufferDisk(info.epoch)
+        case .ramBatch: .stageRam(info.epoch)
+        case .deviceState: .appendDeviceState(info.epoch, offset: info.value, bytes: info.length)
+        case .seal: .commit(info.epoch)
+        case .command(.request): .say(.reply, info.epoch)
+        case .command(.send): .boundary(closed: info.epoch, opened: flow.open)
+        case .command(.size): .expectDeviceState(info.epoch, bytes: info.value)
+        case .heartbeat: .echo
+        case .command, .hello, .welcome, .refuse, .credit, .bye:
+            preconditionFailure("\(info.frame) is never legal in the flow of a secondary")
+        }
+    }
+
+    /// The hello was accepted and `welcome` goes out. `firstEpoch` is higher than any that the store has seen.
+    public mutating func welcome(generation: Generation, firstEpoch: Epoch) throws(ProtocolViolation) {
+        guard state == .deciding, EpochFlow.canStart(generation, firstEpoch) else {
+            throw ours(.welcome, firstEpoch, "welcome answers hello, with a generation and a first epoch above 0")
+        }
+        state = .running(EpochFlow(generation: generation, first: firstEpoch))
+    }
+
+    /// `refuse` goes out, to a hello or within a session; the session is over.
+    public mutating func refuse() { state = .closed }
+
+    /// The connection is gone.
+    public mutating func disconnected() { state = .closed }
+
+    /// The commit record of a sealed epoch is as durable as promised: `ready` or `received` goes out.
+    public mutating func committed(_ epoch: Epoch) throws(ProtocolViolation) -> Action {
+        try say(epoch == flow?.first ? .ready : .received, epoch)
+    }
+
+    /// The cache holds the committed epoch: `loaded` goes out. Not called for the first epoch, where `ready` says both.
+    public mutating func applied(_ epoch: Epoch) throws(ProtocolViolation) -> Action {
+        try say(.loaded, epoch)
+    }
+
+    private mutating func say(_ command: Command, _ epoch: Epoch) throws(ProtocolViolation) -> Action {
+        guard case .running(var flow) = state else {
+            throw ours(.command(command), epoch, "no session is running")
+        }
+        let info = FrameInfo(.command(command), generation: flow.generation, epoch: epoch)
+        if let wrong = flow.toPrimary(info) { throw ours(.command(command), epoch, wrong) }
+        state = .running(flow)
+        return .say(command, epoch)
+    }
+
+    /// Records that the peer broke the order; the session is over.
+    private mutating func violation(_ info: FrameInfo, _ expected: String) -> ProtocolViolation {
+        state = .closed
+        return ProtocolViolation(
+            culprit: .peer, came: info.frame, expected: expected, epoch: info.epoch, streamOffset: info.streamOffset)
+    }
+
+    private func ours(_ frame: SessionFrame, _ epoch: Epoch, _ expected: String) -> ProtocolViolation {
+        ProtocolViolation(culprit: .ourselves, came: frame, expected: expected, epoch: epoch, streamOffset: 0)
+    }
+}
