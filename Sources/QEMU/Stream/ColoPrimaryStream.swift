@@ -124,17 +124,24 @@ public struct ColoPrimaryStream: Sendable {
     }
 
     /// Tells that QEMU has sent nothing for a while (some 200 ms) although it is its turn. Only the end of the initial
-    /// device state depends on it, and only when its description lists other devices than the stream shows.
+    /// device state can depend on it, when its description is well formed and in its place but lists other devices than
+    /// the stream shows.
     ///
-    /// - Throws: when the initial device state can have no end that way (a machine with `suppress-vmdesc=on`).
-    public mutating func silence<Sink: MigrationSink>(into sink: inout Sink) throws(MigrationStreamError) {
-        if let failure { throw failure }
-        guard state == .initialDevices else { return }
-        guard let complete = collector.finished(afterSilence: true) else {
-            throw fail(.deviceStateWithoutEnd(bytes: collector.count), at: offset)
+    /// - Returns: whether that completed the initial state; if not, nothing has changed.
+    public mutating func silence<Sink: MigrationSink>(into sink: inout Sink) -> Bool {
+        guard failure == nil, state == .initialDevices, let complete = collector.finished(afterSilence: true) else {
+            return false
         }
         state = .awaitingReady
         sink.initialStateComplete(deviceState: complete)
+        return true
+    }
+
+    /// The error for a caller that will not wait for QEMU any longer.
+    public func timedOut() -> MigrationStreamError {
+        if let failure { return failure }
+        guard state == .initialDevices else { return error(.timedOut, at: offset) }
+        return error(.deviceStateWithoutEnd(bytes: collector.count), at: offset)
     }
 
     /// The error that describes the end of the connection at this point.

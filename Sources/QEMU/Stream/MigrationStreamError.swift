@@ -46,6 +46,8 @@ public struct MigrationStreamError: Error, Equatable, Sendable, CustomStringConv
         /// Bytes came while it was our turn.
         case unexpectedData(bytes: Int)
         case connectionClosed
+        /// QEMU has sent nothing for longer than the caller waits.
+        case timedOut
         /// The sink will not have what the stream says.
         case refusedBySink(String)
     }
@@ -129,6 +131,7 @@ extension MigrationStreamError.Reason: CustomStringConvertible {
             "message \(found)\(ColoMessage(rawValue: found).map { " (\($0))" } ?? "") where \(expected) must be"
         case .unexpectedData(let bytes): "\(bytes) bytes came while QEMU must wait for us"
         case .connectionClosed: "QEMU has closed the connection"
+        case .timedOut: "QEMU has sent nothing for too long"
         case .refusedBySink(let why): why
         }
     }

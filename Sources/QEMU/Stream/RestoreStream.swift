@@ -132,6 +132,7 @@ public struct RestoreStream: Sendable, Equatable {
             deviceState[deviceState.count - 6] == MigrationWire.footer,
             deviceState[deviceState.count - 1] == MigrationWire.endOfFile
         else { throw .malformedDeviceState(bytes: deviceState.count) }
+        out.reserveCapacity(out.count + maxByteCount(deviceState: deviceState.count))
         out.append(contentsOf: opening)
         out.append(MigrationWire.sectionEnd)
         Self.append(ramSectionID, to: &out)
@@ -147,6 +148,15 @@ public struct RestoreStream: Sendable, Equatable {
         out.append(MigrationWire.vmdesc)
         Self.append(UInt32(2), to: &out)
         out.append(contentsOf: "{}".utf8)
+    }
+
+    /// Bytes of a stream in which no page is zero.
+    private func maxByteCount(deviceState: Int) -> Int {
+        let page = MigrationWire.page
+        let blockBytes = blocks.indices.filter { !mapped.contains($0) }.map { index in
+            Int(blocks[index].length) / page * (page + 8) + 1 + blocks[index].name.utf8.count
+        }
+        return opening.count + blockBytes.reduce(0, +) + deviceState + 64
     }
 
     private func append(block index: Int, contents: UnsafeRawBufferPointer, to out: inout [UInt8]) {
