@@ -71,7 +71,7 @@ int clx_file_kind(const char *path)
 
 int clx_socket_pair(int fds[2])
 {
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) != 0)
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
         return -errno;
     return 0;
 }

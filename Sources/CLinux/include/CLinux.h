@@ -20,7 +20,7 @@ int clx_connect_unix(const char *path);
 /* Kind of file at path, symbolic links followed: 1 socket, 2 anything else; or -errno. */
 int clx_file_kind(const char *path);
 
-/* Two connected, non-blocking, close-on-exec SOCK_STREAM unix sockets. */
+/* Two connected SOCK_STREAM unix sockets; both block. */
 int clx_socket_pair(int fds[2]);
 
 /* Makes reads and writes of fd non-blocking. */

@@ -1,0 +1,101 @@
+import CLinux
+import Glibc
+import Subprocess
+import Synchronization
+import SystemPackage
+
+/// The agent as a child process: its standard input is our end of nothing but the socketpair, its standard output and
+/// error are ours. It has a process group of its own, so that Ctrl-C reaches the guardian alone.
+final class AgentProcess: Sendable {
+    /// How the child ended.
+    enum Ending: Sendable, Equatable, CustomStringConvertible {
+        case exited(Int32)
+        case signaled(Int32)
+        case notStarted(String)
+
+        var description: String {
+            switch self {
+            case .exited(let code): return "it exited with status \(code)"
+            case .signaled(let signal): return "it was killed by signal \(signal)"
+            case .notStarted(let reason): return "it could not be started: \(reason)"
+            }
+        }
+    }
+
+    private struct State {
+        /// Names the child even after its number was reused; -1 when there is none.
+        var pidfd: CInt = -1
+        /// A kill that came before the child.
+        var killed = false
+        var ended = false
+    }
+
+    private let state = Mutex(State())
+    private let task: Mutex<Task<Ending, Never>?> = Mutex(nil)
+
+    /// Starts the child. `standardInput` is closed here once the child has it.
+    func start(
+        executable: String, arguments: [String], environment: [String: String], standardInput: CInt,
+        ended: @escaping @Sendable (Ending) -> Void
+    ) {
+        let work = Task<Ending, Never> { [self] in
+            let ending = await spawn(executable, arguments, environment, standardInput)
+            state.withLock { state in
+                state.ended = true
+                if state.pidfd >= 0 { _ = Glibc.close(state.pidfd) }
+                state.pidfd = -1
+            }
+            ended(ending)
+            return ending
+        }
+        task.withLock { $0 = work }
+    }
+
+    private func spawn(
+        _ executable: String, _ arguments: [String], _ environment: [String: String], _ standardInput: CInt
+    ) async -> Ending {
+        var options = PlatformOptions()
+        options.processGroupID = 0
+        let updates = Dictionary(
+            uniqueKeysWithValues: environment.map { (Environment.Key(stringLiteral: $0.key), Optional($0.value)) })
+        do {
+            let result = try await Subprocess.run(
+                .path(FilePath(executable)), arguments: Arguments(arguments),
+                environment: .inherit.updating(updates), platformOptions: options,
+                input: .fileDescriptor(FileDescriptor(rawValue: standardInput), closeAfterSpawningProcess: true),
+                output: .currentStandardOutput, error: .currentStandardError
+            ) { execution in
+                self.adopt(pid: execution.processIdentifier.value)
+            }
+            switch result.terminationStatus {
+            case .exited(let code): return .exited(code)
+            case .signaled(let signal): return .signaled(signal)
+            }
+        } catch {
+            return .notStarted("\(executable): \(error)")
+        }
+    }
+
+    private func adopt(pid: Int32) {
+        let pidfd = clx_pidfd_open(Int64(pid))
+        guard pidfd >= 0 else { return }
+        state.withLock { state in
+            state.pidfd = pidfd
+            if state.killed { _ = clx_pidfd_signal(pidfd, SIGKILL) }
+        }
+    }
+
+    /// SIGKILL, unless the child has ended.
+    func kill() {
+        state.withLock { state in
+            guard !state.ended else { return }
+            state.killed = true
+            if state.pidfd >= 0 { _ = clx_pidfd_signal(state.pidfd, SIGKILL) }
+        }
+    }
+
+    /// Waits until the child has ended and was reaped.
+    func wait() async -> Ending? {
+        await task.withLock { $0 }?.value
+    }
+}

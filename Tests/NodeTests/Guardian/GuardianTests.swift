@@ -1,0 +1,268 @@
+import Glibc
+import Logging
+import NIOCore
+import NIOPosix
+import QEMU
+import Synchronization
+import Testing
+
+@testable import Node
+
+/// Guardians against a guest that is a fake and agents that are shell scripts on the real socketpair.
+@Suite(.serialized) struct GuardianTests {
+    private let loop: any EventLoop = MultiThreadedEventLoopGroup.singleton.next()
+    private let log: Logger = {
+        var log = Logger(label: "test")
+        log.logLevel = .critical
+        return log
+    }()
+
+    private static let beating = #"while echo '{"heartbeat":1}' >&3; do sleep 0.1; done"#
+    private static let addNode =
+        #"echo '{"qmp":{"execute":"blockdev-add","arguments":{"driver":"nbd","node-name":"colo-blk-nbd-0"},"id":1}}' >&3; "#
+
+    /// A guest in the middle of a checkpoint with everything of ours in it.
+    private static func midCheckpoint() -> FakeGuest.State {
+        var state = FakeGuest.State()
+        (state.running, state.status, state.migration) = (false, "colo", "colo")
+        state.jobs = ["users-own-job", "colo-blk-mirror-0"]
+        state.nodes = ["disk0", "colo-blk-nbd-0"]
+        state.objects = ["users-rng", "colo-blk-net-0"]
+        state.chardevs = ["serial0", "colo-blk-net-in-0", "colo-blk-net-out-0"]
+        state.capabilities["x-colo"] = true
+        state.capabilities["return-path"] = false
+        state.parameters["x-checkpoint-delay"] = 1_000_000
+        return state
+    }
+
+    private func expectRestored(_ state: FakeGuest.State, jobs: [String] = ["users-own-job"]) {
+        #expect(state.running && state.status == "running")
+        #expect(state.migration != "colo")
+        #expect(state.jobs == jobs)
+        #expect(!state.nodes.contains { GuestNames.isOurs($0) })
+        #expect(!state.objects.contains { GuestNames.isOurs($0) })
+        #expect(!state.chardevs.contains { GuestNames.isOurs($0) })
+        #expect(state.capabilities == FakeGuest.State().capabilities)
+        #expect(state.parameters == FakeGuest.State().parameters)
+    }
+
+    private func guardian(_ guest: FakeGuest, script: String, signals: Bool = false) -> Guardian {
+        var configuration = Guardian.Configuration(
+            qmpPath: guest.path, agentExecutable: "/bin/bash", agentArguments: ["-c", "exec 3>&0; " + script])
+        configuration.handlesSignals = signals
+        return Guardian(configuration: configuration, eventLoop: loop, log: log)
+    }
+
+    /// Lets the guardian save the state of an untouched guest, then breaks the guest, and gives the time from the
+    /// breaking to the outcome.
+    private func run(
+        _ guardian: Guardian, _ guest: FakeGuest, breaking: FakeGuest.State?, then act: () async throws -> Void = {}
+    ) async throws -> (outcome: GuardianOutcome, time: Duration) {
+        let task = Task { await guardian.run() }
+        try await eventually { guest.log.contains("query-migrate-parameters") }
+        if let breaking { guest.state.withLock { $0 = breaking } }
+        try await act()
+        let start = ContinuousClock.now
+        return (await task.value, ContinuousClock.now - start)
+    }
+
+    private func eventually(_ condition: () -> Bool) async throws {
+        for _ in 0..<500 {
+            if condition() { return }
+            try await Task.sleep(for: .milliseconds(10))
+        }
+        Issue.record("it never came")
+    }
+
+    @Test func anAgentKilledInACheckpointLeavesARunningGuestWithoutAnythingOfOurs() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.2; kill -9 $$")
+        let (outcome, time) = try await run(guardian, guest, breaking: Self.midCheckpoint())
+        guard case .agentFailed(let reason, let code, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(code == nil && reason.contains("signal 9"), "\(reason)")
+        #expect(report.guestRunning && report.clean)
+        #expect(report.removed >= 4, "\(report)")
+        #expect(time < .milliseconds(1_200), "0.2 s of it are the agent's life")
+        expectRestored(guest.state.withLock { $0 })
+        let log = guest.log
+        #expect(!log.contains("migrate_cancel"), "a cancel may fall into COLO")
+        await guest.stop()
+    }
+
+    @Test func anAgentThatFallsSilentIsKilledAndTheGuestFreedWithinASecond() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let script = "for i in 1 2 3; do echo '{\"heartbeat\":1}' >&3; sleep 0.1; done; exec sleep 60"
+        let guardian = guardian(guest, script: script)
+        let (outcome, time) = try await run(guardian, guest, breaking: Self.midCheckpoint())
+        guard case .agentFailed(let reason, _, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(reason.contains("no sign of life") && reason.contains("signal 9"), "\(reason)")
+        #expect(report.guestRunning && report.clean)
+        #expect(time > .milliseconds(400) && time < .milliseconds(1_600), "\(time)")
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test func aHangingMainLoopIsFreedByAYankOutOfBand() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: Self.addNode + "sleep 0.2; kill -9 $$")
+        var state = Self.midCheckpoint()
+        state.hangsOn = "colo-blk-nbd-0"
+        let (outcome, _) = try await run(guardian, guest, breaking: nil) {
+            try await eventually { guest.log.contains("blockdev-add") }
+            guest.state.withLock { $0 = state }
+        }
+        guard case .agentFailed(_, _, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.guestRunning && report.clean, "\(report)")
+        #expect(guest.log.contains("oob:yank"))
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test func sigtermTellsTheAgentAndThenRestores() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let script =
+            "(\(Self.beating)) & b=$!; while read -r line <&0; do case $line in *detach*) kill $b; "
+            + #"echo '{"bye":{"reason":"told to","exit":0}}' >&3; exit 0;; esac; done"#
+        let guardian = guardian(guest, script: script, signals: true)
+        let (outcome, time) = try await run(guardian, guest, breaking: Self.midCheckpoint()) {
+            try await Task.sleep(for: .milliseconds(200))
+            kill(getpid(), SIGTERM)
+            // A second one changes nothing.
+            kill(getpid(), SIGINT)
+        }
+        guard case .detached(let reason, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(reason == "terminated by a signal")
+        #expect(report.guestRunning && report.clean && outcome.guestIsSafe)
+        #expect(time < .seconds(1), "\(time)")
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test func anAgentThatDoesNotObeyADetachIsNotWaitedFor() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: Self.beating)
+        let (outcome, time) = try await run(guardian, guest, breaking: Self.midCheckpoint()) {
+            try await Task.sleep(for: .milliseconds(100))
+            guardian.requestDetach(reason: "by hand")
+        }
+        guard case .detached("by hand", let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.guestRunning && report.clean)
+        #expect(time > .milliseconds(250) && time < .seconds(1), "\(time)")
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test func anAgentThatGivesUpSaysWhyAndItsCodeIsPassedOn() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(
+            guest, script: #"echo '{"bye":{"reason":"the secondary refused us","exit":7}}' >&3; exit 7"#)
+        let (outcome, _) = try await run(guardian, guest, breaking: nil)
+        guard case .agentFailed("the secondary refused us", 7, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.guestRunning && report.clean && report.removed == 0)
+        await guest.stop()
+    }
+
+    @Test func anInitialCopyThatDoesNotEndByItselfIsCancelled() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 3")
+        var state = FakeGuest.State()
+        state.migration = "active"
+        let (outcome, _) = try await run(guardian, guest, breaking: state)
+        guard case .agentFailed(_, 3, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.guestRunning && report.clean)
+        #expect(guest.log.contains("migrate_cancel"))
+        #expect(!guest.log.contains("x-colo-lost-heartbeat"))
+        await guest.stop()
+    }
+
+    @Test func aGuestThatEndedAsCompletedAndPausedIsContinued() async throws {
+        // What QEMU 10.0.2 does instead of entering COLO.
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 3")
+        var state = FakeGuest.State()
+        (state.running, state.status, state.migration) = (false, "postmigrate", "completed")
+        let (outcome, _) = try await run(guardian, guest, breaking: state)
+        #expect(outcome.guestIsSafe)
+        #expect(guest.log.contains("cont"))
+        await guest.stop()
+    }
+
+    @Test func aGuestThatEndsEndsTheGuardianToo() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: Self.beating)
+        let (outcome, time) = try await run(guardian, guest, breaking: nil) {
+            try await Task.sleep(for: .milliseconds(100))
+            guest.disconnect()
+        }
+        guard case .guestGone = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(time < .seconds(1), "\(time)")
+        await guest.stop()
+    }
+
+    @Test func noMonitorAndNoAgentAreSaidAndHarmless() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        var configuration = Guardian.Configuration(
+            qmpPath: guest.path, agentExecutable: "/no/such/agent", agentArguments: [])
+        configuration.handlesSignals = false
+        let outcome = await Guardian(configuration: configuration, eventLoop: loop, log: log).run()
+        #expect(outcome.description.contains("/no/such/agent"), "\(outcome)")
+        #expect(outcome.guestIsSafe)
+        await guest.stop()
+        let second = await Guardian(configuration: configuration, eventLoop: loop, log: log).run()
+        guard case .notStarted(let reason) = second else {
+            Issue.record("\(second)")
+            return
+        }
+        #expect(reason.contains("no such socket"))
+    }
+
+    @Test func remainsOfADeadPairAreRemoved() async throws {
+        let guest = try await FakeGuest.start(Self.midCheckpoint(), eventLoop: loop)
+        let client = try await QMPClient.connect(path: guest.path, eventLoop: loop)
+        let report = await GuestRestoration.removeRemains(client, log: log)
+        #expect(report.guestRunning && report.clean && report.removed >= 4)
+        let state = guest.state.withLock { $0 }
+        #expect(state.running && state.jobs == ["users-own-job"] && state.nodes == ["disk0"])
+        #expect(state.capabilities["x-colo"] == false)
+        let again = await GuestRestoration.removeRemains(client, log: log)
+        #expect(again.removed == 0 && again.clean)
+        client.close()
+        await guest.stop()
+    }
+
+    @Test func aGuestThatTheUserPausedIsNotStartedWhenRemainsAreRemoved() async throws {
+        var state = FakeGuest.State()
+        (state.running, state.status) = (false, "paused")
+        let guest = try await FakeGuest.start(state, eventLoop: loop)
+        let client = try await QMPClient.connect(path: guest.path, eventLoop: loop)
+        let report = await GuestRestoration.removeRemains(client, log: log)
+        #expect(!report.guestRunning && report.clean)
+        #expect(!guest.log.contains("cont"))
+        client.close()
+        await guest.stop()
+    }
+}
