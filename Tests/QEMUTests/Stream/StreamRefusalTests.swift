@@ -140,6 +140,10 @@ private struct Refusal: CustomTestStringConvertible, Sendable {
                 "a page behind its block", front + be(UInt64(4096 | 0x08)) + named("pc.bios") + page,
                 .pageOutsideBlock(name: "pc.bios", offset: 4096, length: 4096)),
             Refusal(
+                "a continued page right behind its block",
+                front + be(UInt64(0x02)) + named("pc.bios") + [0] + be(UInt64(4096 | 0x28)) + page,
+                .pageOutsideBlock(name: "pc.bios", offset: 4096, length: 4096)),
+            Refusal(
                 "a continued page far behind its block",
                 front + be(UInt64(0x02)) + named("pc.ram") + [0] + be(UInt64.max & ~0xFFF | 0x28) + page,
                 .pageOutsideBlock(name: "pc.ram", offset: UInt64.max & ~0xFFF, length: 64 << 12)),
