@@ -28,6 +28,7 @@
  *   colo.disk_mib=N [64]                use at most the first N MiB of each disk
  *   colo.disk_batch=N [1; 16 in disk]   largest batch in records (1...16)
  *   colo.fsync=N [1]                    flush after every N batches
+ *   colo.scrub_ms=N [10]                besides random checks, check the next 16 slots in turn every N ms
  *   colo.net=0|1 [0], colo.net_port=N [9999], colo.net_ms=N [20]   UDP "SEQ <n> boot=<id>" to 10.0.2.2
  *   colo.tick_ms=N [100]
  *   colo.poweroff_after=SECONDS [never]
@@ -161,7 +162,7 @@ static void rewrite(uint64_t line) {
 static uint64_t ram_bad;
 static void ram_wrong(uint64_t line, uint64_t i, uint64_t expected, uint64_t found) {
     if (ram_bad++ < 16)
-        say("RAMFAIL page=%llu offset=%llu version=%u expected=%016llx found=%016llx round=%llu writes=%llu phys_hint=%p",
+        say("RAMFAIL page=%llu offset=%llu version=%u expected=%016llx found=%016llx round=%llu writes=%llu address=%p",
             (unsigned long long)(line / page_lines), (unsigned long long)((line % page_lines) * 64 + i * 8),
             versions[line], (unsigned long long)expected, (unsigned long long)found, (unsigned long long)ram_rounds,
             (unsigned long long)ram_writes, (void *)(area + line * line_words + i));
@@ -344,8 +345,9 @@ static void disk_verify(struct disk *d, uint64_t slot, uint64_t count) {
         }
         uint64_t expected = last - (last % d->slots + d->slots - s) % d->slots;
         if (!record_valid(r))
-            disk_wrong(d, "damaged or missing: slot=%llu expected=%llu magic=%.8s number=%llu", (unsigned long long)s,
-                       (unsigned long long)expected, r->magic[0] ? r->magic : "-", (unsigned long long)r->number);
+            disk_wrong(d, "damaged or missing: slot=%llu expected=%llu first words=%016llx %016llx", (unsigned long long)s,
+                       (unsigned long long)expected, (unsigned long long)((const uint64_t *)r)[0],
+                       (unsigned long long)r->number);
         else if (r->seed != d->seed || r->number != expected)
             disk_wrong(d, "record from %s: slot=%llu expected=%llu found=%llu seed=%016llx/%016llx",
                        r->seed != d->seed ? "another guest" : r->number > expected ? "the future" : "the past",
@@ -437,6 +439,7 @@ static void *disk_thread(void *argument) {
     d->slots = bytes / record_size;
     disk_scan(d);
     uint64_t started = now_ms(), base = d->next, reported = 0, shouted = 0, last = started;
+    uint64_t scrub_ms = number("colo.scrub_ms", 10), scrubbed = started, position = 0;
     for (;;) {
         uint64_t now = now_ms();
         if (now - last > 500) started += now - last - 500;
@@ -459,6 +462,11 @@ static void *disk_thread(void *argument) {
             case 1: disk_verify(d, slot, d->slots - slot < most ? d->slots - slot : most); break;
             default: disk_verify(d, draw(&d->random) % d->slots, 1);
             }
+        }
+        if (now - scrubbed >= scrub_ms) {
+            scrubbed = now;
+            disk_verify(d, position, d->slots - position < batch_max ? d->slots - position : batch_max);
+            position = position + batch_max < d->slots ? position + batch_max : 0;
         }
         if (!d->bad && d->next && now - reported >= 400) {
             reported = now;
