@@ -66,7 +66,7 @@ public enum CommitSlot {
                 "commit slot: written in format \(version), this release reads format \(CommitSlot.version);"
                     + " use the release that wrote it"
             case .badField(let field, let offset):
-                "commit slot: \(field) at byte \(offset) has an impossible value; the record was not written by colo-blk"
+                "commit slot: \(field) at byte \(offset) has an impossible value; the record is not colo-blk's"
             }
         }
     }
@@ -113,7 +113,8 @@ public enum CommitSlot {
 
     /// Whether a slot has room for the record and every name is one.
     public static func fits(_ record: CommitRecord) -> Bool {
-        let names = record.ramFiles.map(\.name) + record.disks.map(\.id) + [record.guest, record.device?.name ?? "none"]
+        let names =
+            record.ramFiles.map(\.name) + record.disks.map(\.id) + [record.guest, record.device?.name ?? "none"]
         return record.ramFiles.count <= CommitRecord.filesMax && record.disks.count <= CommitRecord.filesMax
             && names.allSatisfy { FileSafeName.isValid($0) }
             && Set(record.disks.map(\.id)).count == record.disks.count
@@ -121,8 +122,9 @@ public enum CommitSlot {
     }
 
     /// kind u8, name length u8, zero u16, word u32, length u64, name in 64 bytes.
-    private static func appendEntry(kind: UInt8, name: String, word: UInt32, length: UInt64, to writer: inout ByteWriter)
-    {
+    private static func appendEntry(
+        kind: UInt8, name: String, word: UInt32, length: UInt64, to writer: inout ByteWriter
+    ) {
         writer.write(kind)
         writer.write(UInt8(name.utf8.count))
         writer.write(UInt16(0))
@@ -157,7 +159,9 @@ public enum CommitSlot {
         }
         let ramFileCount = Int(slot.bytes[Offset.ramFileCount])
         let diskCount = Int(slot.bytes[Offset.diskCount])
-        guard ramFileCount <= CommitRecord.filesMax else { throw .badField("RAM file count", offset: Offset.ramFileCount) }
+        guard ramFileCount <= CommitRecord.filesMax else {
+            throw .badField("RAM file count", offset: Offset.ramFileCount)
+        }
         guard diskCount <= CommitRecord.filesMax else { throw .badField("disk count", offset: Offset.diskCount) }
         let devicePresent = slot.bytes[Offset.devicePresent]
         guard devicePresent <= 1 else { throw .badField("device state present", offset: Offset.devicePresent) }
@@ -191,7 +195,9 @@ public enum CommitSlot {
             ramSectionID: slot.load(Offset.ramSectionID, as: UInt32.self), ramFiles: ramFiles, device: device,
             disks: disks)
         // Whatever is reserved or unused must be zero, so that one record has one encoding.
-        guard fits(record), encode(record) == slot.bytes else { throw .badField("a reserved or unused part", offset: 84) }
+        guard fits(record), encode(record) == slot.bytes else {
+            throw .badField("a reserved or unused part", offset: 84)
+        }
         return record
     }
 }

@@ -74,9 +74,11 @@ public enum CommitSlots {
             let newest = first.sequence > second.sequence ? first : second
             return Choice(record: newest, nextSequence: newest.sequence &+ 1, damaged: nil)
         case (.success(let record), .failure(let fault)):
-            return Choice(record: record, nextSequence: record.sequence &+ 1, damaged: fault == .empty ? nil : (1, fault))
+            return Choice(
+                record: record, nextSequence: record.sequence &+ 1, damaged: fault == .empty ? nil : (1, fault))
         case (.failure(let fault), .success(let record)):
-            return Choice(record: record, nextSequence: record.sequence &+ 1, damaged: fault == .empty ? nil : (0, fault))
+            return Choice(
+                record: record, nextSequence: record.sequence &+ 1, damaged: fault == .empty ? nil : (0, fault))
         case (.failure(.empty), .failure(let fault)):
             return Choice(record: nil, nextSequence: 1, damaged: fault == .empty ? nil : (1, fault))
         case (.failure(let first), .failure(let second)):

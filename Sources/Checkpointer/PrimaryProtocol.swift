@@ -1,6 +1,7 @@
 import Units
 
-/// The primary's side of the link protocol: tags what it sends with epochs, and says what an answer means. Decides only.
+/// The primary's side of the link protocol: tags what it sends with epochs, and says what an answer means. Decides
+/// only; the caller performs.
 public struct PrimaryProtocol: Sendable, Equatable {
     /// What an arrived frame means.
     public enum Action: Equatable, Sendable {

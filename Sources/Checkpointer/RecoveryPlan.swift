@@ -153,7 +153,8 @@ public struct RecoveryPlan: Equatable, Sendable {
     private mutating func checkSecondary(_ disk: CommitRecord.Disk, _ listing: StoreListing) -> [StoreListing.File]? {
         let files = (listing.disks[disk.id] ?? []).sorted { $0.name < $1.name }
         guard let secondary = files.first(where: { StoreFileName($0.name) == .secondary }) else {
-            find(.damage, "disks/\(disk.id)/secondary.raw is missing; restore it from a backup or attach to a new store")
+            find(
+                .damage, "disks/\(disk.id)/secondary.raw is missing; restore it from a backup or attach to a new store")
             return nil
         }
         guard secondary.length >= disk.size else {

@@ -2,8 +2,9 @@ import Units
 
 /// Cuts a stream, given in arbitrary pieces, into verified frames.
 ///
-/// Holds at most one frame (``FrameHeader/length`` + ``LinkLimits/payloadMax`` bytes), and only while one is incomplete;
-/// a frame that lies whole inside a piece is lent without a copy. After the first fault nothing is decoded any more.
+/// Holds at most one frame (``FrameHeader/length`` + ``LinkLimits/payloadMax`` bytes), and only while one is
+/// incomplete; a frame that lies whole inside a piece is lent without a copy. After the first
+/// fault nothing is decoded any more.
 public struct FrameDecoder {
     private var pending: [UInt8] = []
     private var header: FrameHeader?

@@ -32,7 +32,7 @@ public enum LinkError: Error, Equatable, Sendable, CustomStringConvertible {
         case .headerTruncated(let count):
             "link: \(count) bytes are too few for a frame header of \(FrameHeader.length)"
         case .badMagic(let value):
-            "link: the stream does not continue with a frame (magic \(hex(value)) instead of \(hex(FrameHeader.magic)));"
+            "link: the stream does not go on with a frame (magic \(hex(value)) instead of \(hex(FrameHeader.magic)));"
                 + " is the peer colo-blk, and are both sides using, or not using, TLS?"
         case .headerChecksum(let computed, let carried):
             "link: frame header damaged on the way (CRC \(hex(computed)), header says \(hex(carried)))"

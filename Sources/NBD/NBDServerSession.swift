@@ -226,7 +226,8 @@ public struct NBDServerSession {
         output.append(contentsOf: repeatElement(0, count: Int(request.byteCount)))
         let error = output.withUnsafeMutableBytes { memory in
             handler.read(
-                export: selected, offset: request.offset, into: UnsafeMutableRawBufferPointer(rebasing: memory[data...]))
+                export: selected, offset: request.offset, into: UnsafeMutableRawBufferPointer(rebasing: memory[data...])
+            )
         }
         guard let error else { return }
         output.removeSubrange(start...)
