@@ -16,12 +16,10 @@ public struct CommitRecord: Equatable, Sendable {
     /// A file of the RAM store.
     public struct RamFile: Equatable, Sendable {
         public enum Kind: UInt8, Sendable, CaseIterable {
-            /// A full image; its length is exact.
+            /// A full image `base-N.ram`; its length is exact. Its checksums in `base-N.sum` belong to it unnamed.
             case base = 1
             /// Deltas in append order; what is behind the recorded length was never committed.
             case log = 2
-            /// Checksums of a base; its length is exact.
-            case sums = 3
         }
 
         public var kind: Kind

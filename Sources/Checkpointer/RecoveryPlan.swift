@@ -81,7 +81,7 @@ public struct RecoveryPlan: Equatable, Sendable {
     private mutating func deleteLeftovers(_ folder: Folder, _ files: [StoreListing.File], keeping: Set<String>) {
         for file in files.sorted(by: { $0.name < $1.name }) where !keeping.contains(file.name) {
             switch (StoreFileName(file.name), folder) {
-            case (.base, .ram), (.sums, .ram), (.log, .ram), (.deviceState, .device):
+            case (.base, .ram), (.sums, .ram), (.log, .ram), (.deviceState, .device), (.unfinished, _):
                 actions.append(.deleteFile(folder, file.name))
             case (_, .ram):
                 // The RAM store keeps files of its own beside these, which it cleans itself.
@@ -106,7 +106,7 @@ public struct RecoveryPlan: Equatable, Sendable {
                 switch StoreFileName(file.name) {
                 case .secondary: break
                 case .hidden(let epoch) where epoch > record.epoch: needsRollback = true
-                case .hidden, .scratch: actions.append(.deleteFile(.disk(disk.id), file.name))
+                case .hidden, .scratch, .unfinished: actions.append(.deleteFile(.disk(disk.id), file.name))
                 case .active:
                     find(
                         .damage,
@@ -132,7 +132,7 @@ public struct RecoveryPlan: Equatable, Sendable {
                 case .active: hasActive = true
                 case .hidden(let epoch):
                     if epoch <= record.epoch { actions.append(.deleteFile(.disk(disk.id), file.name)) }
-                case .scratch: actions.append(.deleteFile(.disk(disk.id), file.name))
+                case .scratch, .unfinished: actions.append(.deleteFile(.disk(disk.id), file.name))
                 default: reportStranger(.disk(disk.id), file.name)
                 }
             }
@@ -189,7 +189,15 @@ public struct RecoveryPlan: Equatable, Sendable {
                 actions.append(.truncate(.ram, file.name, to: file.length))
             }
         }
-        deleteLeftovers(.ram, listing.ram, keeping: Set(record.ramFiles.map(\.name)))
+        var kept = Set(record.ramFiles.map(\.name))
+        for case .base(let epoch)? in record.ramFiles.map({ StoreFileName($0.name) }) {
+            let sums = StoreFileName.sums(epoch).name
+            kept.insert(sums)
+            if !listing.ram.contains(where: { $0.name == sums }) {
+                find(.damage, "ram/\(sums) is missing; the RAM of epoch \(record.epoch) cannot be verified")
+            }
+        }
+        deleteLeftovers(.ram, listing.ram, keeping: kept)
     }
 
     private mutating func planDevice(_ record: CommitRecord, _ listing: StoreListing) {

@@ -23,7 +23,7 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case appendDeviceState(Epoch, offset: UInt64, bytes: UInt64)
         /// Verify the tally, make everything of the epoch complete, and commit; then call ``committed(_:)``.
         case commit(Epoch)
-        /// Send this command.
+        /// Send this command. For `reply`, call ``replied(_:)`` with it.
         case say(Command, Epoch)
         /// Send the heartbeat back unchanged.
         case echo
@@ -75,11 +75,6 @@ public struct SecondaryProtocol: Sendable, Equatable {
             throw violation(info, "nothing may come before welcome was sent")
         case .running(var flow):
             if let wrong = flow.toSecondary(info) { throw violation(info, wrong) }
-            if info.frame == .command(.request) {
-                let reply = FrameInfo(.command(.reply), generation: flow.generation, epoch: info.epoch)
-                let wrong = flow.toPrimary(reply)
-                precondition(wrong == nil, "a request can always be answered")
-            }
             state = .running(flow)
             return action(info, flow)
         case .closed:
@@ -117,6 +112,11 @@ public struct SecondaryProtocol: Sendable, Equatable {
 
     /// The connection is gone.
     public mutating func disconnected() { state = .closed }
+
+    /// `reply` was asked for by an action and goes out now.
+    public mutating func replied(_ epoch: Epoch) throws(ProtocolViolation) {
+        _ = try say(.reply, epoch)
+    }
 
     /// The commit record of a sealed epoch is as durable as promised: `ready` or `received` goes out.
     public mutating func committed(_ epoch: Epoch) throws(ProtocolViolation) -> Action {

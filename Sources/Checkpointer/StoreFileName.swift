@@ -18,6 +18,8 @@ public enum StoreFileName: Equatable, Sendable {
     case log(Epoch)
     /// `state-N`: the device state of checkpoint N.
     case deviceState(Epoch)
+    /// `NAME.new`: a file that is not complete yet, whatever it was to become.
+    case unfinished(String)
 
     public var name: String {
         switch self {
@@ -29,6 +31,7 @@ public enum StoreFileName: Equatable, Sendable {
         case .sums(let epoch): "base-\(epoch).sum"
         case .log(let epoch): "delta-\(epoch).log"
         case .deviceState(let epoch): "state-\(epoch)"
+        case .unfinished(let name): "\(name).new"
         }
     }
 
@@ -62,6 +65,8 @@ public enum StoreFileName: Equatable, Sendable {
             self = .log(epoch)
         } else if let epoch = number("state-", "") {
             self = .deviceState(epoch)
+        } else if let unfinished = middle("", ".new") {
+            self = .unfinished(String(unfinished))
         } else {
             return nil
         }
