@@ -6,7 +6,8 @@ import Units
 /// file header, 64 bytes
 ///  0  u64  magic 0x434f4c4f524c4f47 ("COLORLOG")     8  u32  version, 1     12  u32  0
 /// 16  16 bytes  session                             32  u64  digest of the RAM layout
-/// 40  u64  first epoch, N                           48  12 bytes 0         60  u32  CRC-32C of 0..<60
+/// 40  u64  first epoch, N      48  u32  1 = the session begins here, from zeroes; 0 = a base or a log comes before
+/// 52  8 bytes 0               60  u32  CRC-32C of 0..<60
 /// batch record: header of 32 bytes, then the batch as it came (PageBatch)
 ///  0  u32  0x43524c42 ("CRLB")   4  u32  bytes of the batch   8  u64  epoch   16  u32  index in the epoch, from 0
 /// 20  u32  digest of the epoch up to and with this batch     24  u32  0      28  u32  CRC-32C of 0..<28
@@ -26,9 +27,14 @@ public enum DeltaLog {
     static let sealMagic: UInt32 = 0x4352_4C53
 
     /// The file header.
-    public static func header(session: Identifier, layoutDigest: UInt64, firstEpoch: Epoch) -> [UInt8] {
+    ///
+    /// - Parameter beginsSession: the log starts from RAM that is all zero.
+    public static func header(
+        session: Identifier, layoutDigest: UInt64, firstEpoch: Epoch, beginsSession: Bool
+    ) -> [UInt8] {
         var writer = FixedHeader.begin(magic: magic, version: version, session: session, layoutDigest: layoutDigest)
         writer.write(firstEpoch.rawValue)
+        writer.write(UInt32(beginsSession ? 1 : 0))
         return FixedHeader.end(writer, length: headerBytes)
     }
 
@@ -71,31 +77,37 @@ public enum DeltaLog {
     }
 }
 
-/// Reads a delta log from memory, checking every byte of what it returns but the inside of the batches
-/// (``PageBatch/verify(_:)`` or the decoder does that).
+/// Reads a delta log through a window of its bytes, checking every byte of what it returns but the inside of the
+/// batches (``PageBatch/verify(_:)`` or the decoder does that).
 public struct DeltaLogReader {
     /// One record.
     public enum Record {
-        /// A batch as it came; lent by the log's bytes.
+        /// A batch as it came; lent by the window.
         case batch(UnsafeRawBufferPointer, epoch: Epoch)
         /// The epoch is complete. `end` is the offset behind the seal.
         case seal(epoch: Epoch, digest: RamEpochDigest, chain: UInt32, end: UInt64)
     }
 
+    /// The longest record in bytes.
+    public static let maximumRecordBytes = DeltaLog.batchHeaderBytes + PageBatch.maximumBytes
+
     /// The first epoch of the file.
     public let firstEpoch: Epoch
-    /// Where the next record begins, in bytes.
-    public private(set) var offset: Int
+    /// Whether the file starts from RAM that is all zero; otherwise a base or another log comes before it.
+    public let beginsSession: Bool
+    /// Where the next record begins, in bytes from the start of the file.
+    public private(set) var offset: UInt64
     /// The epoch whose records come next.
     public private(set) var epoch: Epoch
     /// The chain value of the last seal read; 0 before the first.
     public private(set) var chain: UInt32 = 0
-    private let bytes: UnsafeRawBufferPointer
     private var digest = RamEpochDigest()
+    /// Whether the last record was a seal, or none was read yet.
+    public var isSealed: Bool { digest.batches == 0 }
 
-    /// Checks the file header. `bytes` must stay valid as long as the reader.
+    /// Checks the file header, the first ``DeltaLog/headerBytes`` bytes of a file.
     public init(
-        _ bytes: UnsafeRawBufferPointer, session: Identifier, layoutDigest: UInt64
+        header bytes: UnsafeRawBufferPointer, session: Identifier, layoutDigest: UInt64
     ) throws(RamFormatError) {
         var header = try FixedHeader.open(
             bytes, length: DeltaLog.headerBytes, magic: DeltaLog.magic, version: DeltaLog.version)
@@ -105,24 +117,25 @@ public struct DeltaLogReader {
         }
         do {
             firstEpoch = Epoch(try header.reader.read())
+            let flag: UInt32 = try header.reader.read()
+            beginsSession = flag == 1
         } catch {
             throw RamFormatError(.truncated, offset: UInt64(error.offset))
         }
-        self.bytes = bytes
         epoch = firstEpoch
-        offset = DeltaLog.headerBytes
+        offset = UInt64(DeltaLog.headerBytes)
     }
 
-    /// The next record; nil at the exact end of the bytes. Any error is a torn or damaged record at ``offset``.
-    public mutating func next() throws(RamFormatError) -> Record? {
-        let remaining = bytes.count - offset
-        if remaining == 0 { return nil }
-        guard remaining >= DeltaLog.batchHeaderBytes else { throw fault(.truncated, value: UInt64(remaining)) }
-        let record = UnsafeRawBufferPointer(rebasing: bytes[offset...])
-        let magic = PageBatch.load(record, 0, UInt32.self)
+    /// The next record; nil at the exact end of the file. Any error is a torn or damaged record at ``offset``.
+    ///
+    /// - Parameter window: the file's bytes from ``offset`` on: ``maximumRecordBytes`` of them or all that are left.
+    public mutating func next(_ window: UnsafeRawBufferPointer) throws(RamFormatError) -> Record? {
+        if window.isEmpty { return nil }
+        guard window.count >= DeltaLog.batchHeaderBytes else { throw fault(.truncated, value: UInt64(window.count)) }
+        let magic = PageBatch.load(window, 0, UInt32.self)
         switch magic {
-        case DeltaLog.batchMagic: return try nextBatch(record)
-        case DeltaLog.sealMagic: return try nextSeal(record)
+        case DeltaLog.batchMagic: return try nextBatch(window)
+        case DeltaLog.sealMagic: return try nextSeal(window)
         default: throw fault(.recordKind, value: UInt64(magic))
         }
     }
@@ -143,7 +156,7 @@ public struct DeltaLogReader {
         let stored = PageBatch.load(record, 20, UInt32.self)
         guard stored == next.value else { throw fault(.batch, value: UInt64(stored)) }
         digest = next
-        offset += end
+        offset += UInt64(end)
         return .batch(batch, epoch: epoch)
     }
 
@@ -160,8 +173,8 @@ public struct DeltaLogReader {
             throw fault(.chain, value: UInt64(stored))
         }
         chain = stored
-        offset += DeltaLog.sealBytes
-        let sealed = Record.seal(epoch: epoch, digest: digest, chain: chain, end: UInt64(offset))
+        offset += UInt64(DeltaLog.sealBytes)
+        let sealed = Record.seal(epoch: epoch, digest: digest, chain: chain, end: offset)
         digest = RamEpochDigest()
         epoch = epoch.next
         return sealed
@@ -180,6 +193,6 @@ public struct DeltaLogReader {
     }
 
     private func fault(_ fault: RamFormatError.Fault, value: UInt64) -> RamFormatError {
-        RamFormatError(fault, offset: UInt64(offset), value: value, epoch: epoch)
+        RamFormatError(fault, offset: offset, value: value, epoch: epoch)
     }
 }

@@ -77,7 +77,9 @@ public enum PageBatch {
             }
             let magic = PageBatch.load(batch, 0, UInt32.self)
             guard magic == PageBatch.magic else { throw RamBatchError(.magic, offset: 0, value: UInt64(magic)) }
-            guard batch[4] == PageBatch.version else { throw RamBatchError(.version, offset: 4, value: UInt64(batch[4])) }
+            guard batch[4] == PageBatch.version else {
+                throw RamBatchError(.version, offset: 4, value: UInt64(batch[4]))
+            }
             guard let codec = Codec(rawValue: batch[5]) else {
                 throw RamBatchError(.codec, offset: 5, value: UInt64(batch[5]))
             }

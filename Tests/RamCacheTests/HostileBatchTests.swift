@@ -24,7 +24,9 @@ import Units
         encoder.addZero(block: 1, page: 2, shadow: nil)
         if compressed {
             PagePattern.text.fill(page, using: &random)
-            for index in 10..<30 { encoder.add(block: 0, page: UInt64(index), data: UnsafeRawPointer(page), shadow: nil) }
+            for index in 10..<30 {
+                encoder.add(block: 0, page: UInt64(index), data: UnsafeRawPointer(page), shadow: nil)
+            }
         }
         var bytes: [UInt8] = []
         _ = encoder.finish(into: &bytes)

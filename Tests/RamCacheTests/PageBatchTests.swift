@@ -75,7 +75,8 @@ import Units
         let guest = PlainMemory(layout)
         let shadow = PlainMemory(layout)
         let encoder = PageBatchEncoder(useDelta: true)
-        #expect(!encoder.add(block: 0, page: 0, data: UnsafeRawPointer(guest.address(0, 0)), shadow: shadow.address(0, 0)))
+        #expect(
+            !encoder.add(block: 0, page: 0, data: UnsafeRawPointer(guest.address(0, 0)), shadow: shadow.address(0, 0)))
         #expect(encoder.finish() == nil)
         shadow.address(0, 1).storeBytes(of: 5, as: UInt8.self)
         shadow.address(0, 2).storeBytes(of: 5, as: UInt8.self)
@@ -100,9 +101,10 @@ import Units
         // Entry of 6 bytes, line mask with bit 2, word mask with bit 0, the word itself.
         #expect(batch.count == 24 + 6 + 8 + 1 + 8)
         #expect(Array(batch[24...]) == [0xF6, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 4, 1, 4, 3, 2, 1, 0, 0, 0, 0])
-        #expect(Array(batch[0..<20]) == [
-            0x43, 0x52, 0x42, 0x31, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 23, 0, 0, 0, 23,
-        ])
+        #expect(
+            Array(batch[0..<20]) == [
+                0x43, 0x52, 0x42, 0x31, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 23, 0, 0, 0, 23,
+            ])
     }
 
     @Test func `random pages never grow by more than a thousandth and the header`() throws {

@@ -15,7 +15,8 @@ import Units
         let page = UnsafeMutableRawPointer.allocate(byteCount: Sizes.page, alignment: 64)
         defer { page.deallocate() }
         let encoder = PageBatchEncoder(useDelta: false)
-        var bytes = DeltaLog.header(session: session, layoutDigest: layout.digest, firstEpoch: Epoch(5))
+        var bytes = DeltaLog.header(
+            session: session, layoutDigest: layout.digest, firstEpoch: Epoch(5), beginsSession: true)
         var ends: [Int] = []
         var chains: [UInt32] = []
         var chain: UInt32 = 0
@@ -44,15 +45,15 @@ import Units
         var seals: [UInt64] = []
         let error: RamFormatError? = bytes.withUnsafeBytes { buffer in
             do throws(RamFormatError) {
-                var reader = try DeltaLogReader(buffer, session: session, layoutDigest: layout.digest)
-                while let record = try reader.next() {
+                var reader = try DeltaLogReader(header: buffer, session: session, layoutDigest: layout.digest)
+                while let record = try reader.next(UnsafeRawBufferPointer(rebasing: buffer[Int(reader.offset)...])) {
                     switch record {
                     case .seal(let epoch, _, _, _): seals.append(epoch.rawValue)
                     case .batch(let batch, let epoch):
                         do throws(RamBatchError) {
                             try PageBatch.verify(batch)
                         } catch {
-                            throw RamFormatError(.batch, offset: UInt64(reader.offset), epoch: epoch, batch: error)
+                            throw RamFormatError(.batch, offset: reader.offset, epoch: epoch, batch: error)
                         }
                     }
                 }
@@ -102,7 +103,8 @@ import Units
         let other = try RamLayout(blocks: [.init(name: "pc.ram", length: 128 * 4096)])
         #expect(Self.read(Self.log(epochs: 1, layout: other).bytes, layout: layout).error?.fault == .layout)
         let foreign = DeltaLog.header(
-            session: Identifier(high: 9, low: 9), layoutDigest: layout.digest, firstEpoch: Epoch(1))
+            session: Identifier(high: 9, low: 9), layoutDigest: layout.digest, firstEpoch: Epoch(1), beginsSession: true
+        )
         #expect(Self.read(foreign, layout: layout).error?.fault == .session)
     }
 
