@@ -15,6 +15,12 @@ public enum CommitSlots {
         /// otherwise the medium has lost it, and the record chosen is the one before it.
         public let damaged: (slot: Int, fault: CommitSlot.Fault)?
 
+        public init(record: CommitRecord?, nextSequence: UInt64, damaged: (slot: Int, fault: CommitSlot.Fault)?) {
+            self.record = record
+            self.nextSequence = nextSequence
+            self.damaged = damaged
+        }
+
         public static func == (lhs: Choice, rhs: Choice) -> Bool {
             lhs.record == rhs.record && lhs.nextSequence == rhs.nextSequence
                 && lhs.damaged?.slot == rhs.damaged?.slot && lhs.damaged?.fault == rhs.damaged?.fault
