@@ -135,9 +135,7 @@ struct EpochFlow: Equatable {
             return "seal comes after size(\(unsealed)) and its device state"
         }
         guard left == 0 else { return "\(left) bytes of the device state of epoch \(unsealed) are missing" }
-        guard unsealed != first || (hasIdentity && hasLayout) else {
-            return "epoch \(first) needs identity and ramLayout before its seal"
-        }
+        guard hasIdentity else { return "identity comes before seal(\(first))" }
         phase = .open
         unsealed = unsealed.next
         return nil
@@ -160,6 +158,7 @@ struct EpochFlow: Equatable {
             open = open.next
         case .size:
             guard info.epoch == unsealed, phase == .ram else { return "size comes once, after send(\(unsealed))" }
+            guard hasLayout else { return "ramLayout comes before size(\(first))" }
             guard info.value > 0, info.value <= Self.deviceStateMax else {
                 return "device state has 1 to \(Self.deviceStateMax) bytes"
             }

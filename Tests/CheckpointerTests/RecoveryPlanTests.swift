@@ -41,7 +41,9 @@ struct RecoveryPlanTests {
     @Test("what came after the commit is rolled back, cut or deleted, and older leftovers go")
     func leftovers() {
         let plan = Self.plan { listing in
-            for file in ["hidden-39.qcow2", "hidden-41.qcow2", "hidden-42.qcow2", "hidden-43.qcow2.new", "scratch-x.qcow2"] {
+            for file in [
+                "hidden-39.qcow2", "hidden-41.qcow2", "hidden-42.qcow2", "hidden-43.qcow2.new", "scratch-x.qcow2",
+            ] {
                 Self.add(file, to: &listing.disks["vda"])
             }
             listing.disks["vdc"] = Self.files([("secondary.raw", 5)])
@@ -160,7 +162,9 @@ struct RecoveryPlanTests {
                 let plan = RecoveryPlan(choice: choice, listing: listing)
                 #expect(plan.isUsable, "seed \(seed)")
                 if plan.actions.isEmpty { break }
-                for action in plan.actions.prefix(1 + random.below(plan.actions.count)) { Self.perform(action, &listing) }
+                for action in plan.actions.prefix(1 + random.below(plan.actions.count)) {
+                    Self.perform(action, &listing)
+                }
                 rounds += 1
                 if rounds > 100 {
                     Issue.record("seed \(seed): the plan does not come to an end")
@@ -187,7 +191,9 @@ struct RecoveryPlanTests {
         case .deleteFile(.ram, let name): listing.ram.removeAll { $0.name == name }
         case .deleteFile(.device, let name): listing.device.removeAll { $0.name == name }
         case .truncate(_, let name, let length):
-            for index in listing.ram.indices where listing.ram[index].name == name { listing.ram[index].length = length }
+            for index in listing.ram.indices where listing.ram[index].name == name {
+                listing.ram[index].length = length
+            }
         }
     }
 }

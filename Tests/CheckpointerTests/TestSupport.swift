@@ -97,8 +97,9 @@ func decodeSlot(_ bytes: [UInt8]) -> Result<CommitRecord, CommitSlot.Fault> {
     Result { () throws(CommitSlot.Fault) in try CommitSlot.decode(bytes) }
 }
 
-func choose(_ first: [UInt8], _ second: [UInt8], store: Identifier? = nil) -> Result<CommitSlots.Choice, CommitSlots.Fault>
-{
+func choose(_ first: [UInt8], _ second: [UInt8], store: Identifier? = nil) -> Result<
+    CommitSlots.Choice, CommitSlots.Fault
+> {
     Result { () throws(CommitSlots.Fault) in try CommitSlots.choose(first, second, store: store) }
 }
 
