@@ -46,32 +46,36 @@ enum PageDelta {
     static func encode(
         _ page: UnsafeRawPointer, shadow: UnsafeMutableRawPointer, into output: UnsafeMutableRawPointer
     ) -> Int {
+        // First which lines differ, without a branch, then those lines alone, which are in the cache by now.
         var lineMask: UInt64 = 0
-        var cursor = output + 8
         for line in 0..<lines {
             let offset = line &* lineBytes
             let new = page.loadUnaligned(fromByteOffset: offset, as: SIMD8<UInt64>.self)
             let old = shadow.loadUnaligned(fromByteOffset: offset, as: SIMD8<UInt64>.self)
-            if fold(new ^ old) == 0 { continue }
-            lineMask |= 1 &<< UInt64(truncatingIfNeeded: line)
+            let differs: UInt64 = fold(new ^ old) == 0 ? 0 : 1
+            lineMask |= differs &<< UInt64(truncatingIfNeeded: line)
+        }
+        guard lineMask != 0 else { return 0 }
+        output.storeBytes(of: lineMask.bigEndian, as: UInt64.self)
+        var cursor = output + 8
+        while lineMask != 0 {
+            let offset = lineMask.trailingZeroBitCount &* lineBytes
+            lineMask &= lineMask &- 1
             let maskAddress = cursor
             cursor += 1
             var wordMask: UInt64 = 0
             for word in 0..<8 {
                 let at = offset &+ word &* 8
-                let difference =
-                    page.loadUnaligned(fromByteOffset: at, as: UInt64.self)
-                    ^ shadow.loadUnaligned(fromByteOffset: at, as: UInt64.self)
+                let new = page.loadUnaligned(fromByteOffset: at, as: UInt64.self)
+                let difference = new ^ shadow.loadUnaligned(fromByteOffset: at, as: UInt64.self)
+                shadow.storeBytes(of: new, toByteOffset: at, as: UInt64.self)
                 cursor.storeBytes(of: difference, as: UInt64.self)
                 let differs: UInt64 = difference == 0 ? 0 : 1
                 wordMask |= differs &<< UInt64(truncatingIfNeeded: word)
                 cursor += Int(truncatingIfNeeded: differs &* 8)
             }
             maskAddress.storeBytes(of: UInt8(truncatingIfNeeded: wordMask), as: UInt8.self)
-            shadow.storeBytes(of: new, toByteOffset: offset, as: SIMD8<UInt64>.self)
         }
-        guard lineMask != 0 else { return 0 }
-        output.storeBytes(of: lineMask.bigEndian, as: UInt64.self)
         return cursor - output
     }
 

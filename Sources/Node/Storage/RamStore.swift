@@ -179,11 +179,11 @@ final class RamStore {
         case .applied where marker.epoch == epoch, .filled where marker.epoch == epoch:
             return (cache, "")
         case .applied where marker.epoch.next == epoch, .applying where marker.epoch == epoch:
-            try cache.mark(.applying, epoch)
             let target = RamFillTarget(cache: cache)
             let done = try RamStaging.replay(
                 directory: directory, session: session, layout: layout, epoch: epoch
             ) { (page, contents) throws(RamStoreError) in
+                if cache.marker.state != .applying { try cache.mark(.applying, epoch) }
                 let place = layout.location(ofGlobalPage: page)
                 if let contents {
                     memcpy(try target.destination(block: place.block, page: place.page), contents, Sizes.page)
