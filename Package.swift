@@ -14,6 +14,7 @@ let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
 let serviceLifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let unixSignals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let subprocess: Target.Dependency = .product(name: "Subprocess", package: "swift-subprocess")
 let systemPackage: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
 
@@ -63,7 +64,7 @@ let package = Package(
             swiftSettings: swiftSettings),
         .executableTarget(
             name: "colo-blk",
-            dependencies: ["Node", "Units", argumentParser, logging, serviceLifecycle],
+            dependencies: ["Node", "Units", argumentParser, logging, serviceLifecycle, unixSignals],
             swiftSettings: swiftSettings),
 
         // Tests.

@@ -1,0 +1,61 @@
+import FoundationEssentials
+import Glibc
+import Logging
+import NIOPosix
+
+/// The process that does the work of `colo-blk attach`, a child of the guardian.
+public enum Agent {
+    /// Runs to the end of the attachment. Its standard input must be the guardian's socket.
+    ///
+    /// - Returns: the exit code, see docs/cli.md.
+    public static func run(encodedOptions: String) async -> Int32 {
+        // The guardian tells us when to stop; a Ctrl-C or a service manager's SIGTERM reaches both of us.
+        signal(SIGINT, SIG_IGN)
+        signal(SIGTERM, SIG_IGN)
+        signal(SIGPIPE, SIG_IGN)
+        guard let options = try? JSONDecoder().decode(AttachOptions.self, from: Data(encodedOptions.utf8)) else {
+            return AgentExit.refused
+        }
+        var log = Logger(label: "colo-blk.agent", factory: { StreamLogHandler.standardError(label: $0) })
+        log.logLevel = Logger.Level(rawValue: options.logLevel) ?? .info
+        let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+        let loop = group.next()
+        do {
+            let relay = try await AgentRelay.connect(eventLoop: loop)
+            let session = AgentSession(options: options, relay: relay, loop: loop, log: log)
+            let ending = await session.run()
+            if case .guardianGone = ending {
+                _ = await relay.restoreWithoutGuardian(eventLoop: loop, log: log)
+            } else {
+                await relay.bye(reason: ending.reason, exitCode: ending.exitCode)
+            }
+            return ending.exitCode
+        } catch {
+            log.error("\(error)")
+            return AgentExit.refused
+        }
+    }
+}
+
+extension AgentEnding {
+    var exitCode: Int32 {
+        switch self {
+        case .detach: AgentExit.detached
+        case .refused, .secondaryRefused: AgentExit.refused
+        case .guestGone: AgentExit.guestGone
+        case .guardianGone, .linkLost, .congested, .mirrorLost, .migrationEnded, .failed: AgentExit.protectionEnded
+        }
+    }
+
+    var reason: String {
+        switch self {
+        case .detach(let text), .refused(let text), .guestGone(let text), .failed(let text): text
+        case .secondaryRefused(let text): "the secondary refuses: \(text)"
+        case .linkLost(let text): "the secondary is lost: \(text)"
+        case .congested(let text): text
+        case .mirrorLost(let text): text
+        case .migrationEnded(let text): text
+        case .guardianGone: "the guardian died"
+        }
+    }
+}

@@ -1,0 +1,66 @@
+import Link
+import Logging
+import QEMU
+import RamCache
+import Units
+
+/// What QEMU's migration stream says, turned into epochs.
+extension AgentCore: MigrationSink {
+    func configuration(_ bytes: UnsafeRawBufferPointer) throws(MigrationStreamError) {
+        configurationBytes = Array(bytes)
+    }
+
+    func machineName(_ name: String) {
+        log.debug("machine \(name)")
+    }
+
+    func ramLayout(_ blocks: [RamBlockDescription], sectionID: UInt32) {
+        do {
+            let layout = try RamLayout(blocks: blocks.map { RamLayout.Block(name: $0.name, length: $0.length) })
+            setRamTotal(layout.total)
+            encoder.setLayout(layout)
+        } catch {
+            return end(.failed("the guest's RAM layout is not supported: \(error)"))
+        }
+        sendLayout(
+            RamLayoutPayload(
+                ramSectionID: sectionID, configuration: configurationBytes,
+                blocks: blocks.map { RamLayoutPayload.Block(name: $0.name, length: $0.length) }))
+    }
+
+    func page(block: Int, offset: UInt64, data: UnsafeRawBufferPointer) {
+        guard let address = data.baseAddress else { return }
+        countPage()
+        chunk.append(block: UInt16(block), page: UInt32(offset / UInt64(Sizes.page)), data: address)
+        if chunk.isFull { submitChunk(epoch: streamEpoch) }
+    }
+
+    func zeroPage(block: Int, offset: UInt64) {
+        countPage()
+        chunk.appendZero(block: UInt16(block), page: UInt32(offset / UInt64(Sizes.page)))
+        if chunk.isFull { submitChunk(epoch: streamEpoch) }
+    }
+
+    func ramRoundEnded() {
+        submitChunk(epoch: streamEpoch)
+    }
+
+    func initialStateComplete(deviceState: [UInt8]) {
+        boundary()
+        completeEpoch(deviceState: deviceState)
+        owed = .ready
+    }
+
+    func checkpointRequested() {
+        requested()
+    }
+
+    func epochBoundary() {
+        boundary()
+    }
+
+    func checkpointComplete(deviceState: [UInt8]) {
+        completeEpoch(deviceState: deviceState)
+        owed = .acknowledge
+    }
+}

@@ -1,0 +1,445 @@
+import Checkpointer
+import Link
+import Logging
+import NIOCore
+import QEMU
+import RamCache
+import Units
+
+/// Why a session of the agent is over.
+enum AgentEnding: Sendable, Equatable {
+    case detach(String)
+    /// Nothing was begun that cannot be undone.
+    case refused(String)
+    case guardianGone
+    case secondaryRefused(String)
+    case linkLost(String)
+    case congested(String)
+    case mirrorLost(String)
+    case migrationEnded(String)
+    case guestGone(String)
+    case failed(String)
+}
+
+/// What the agent tells about itself, for the progress line.
+struct AgentFigures: Sendable {
+    var committed = Epoch.none
+    var open = Epoch.none
+    var uncommitted = 0
+    /// Nanoseconds from our reply to QEMU, which stops the guest, to our last acknowledgement, which lets it run.
+    var lastPauseNanoseconds: UInt64 = 0
+    var lastDirtyPages = 0
+    /// Bytes of the last sealed epoch on the link, all kinds of frames.
+    var lastEpochBytes: UInt64 = 0
+    var linkBytes: UInt64 = 0
+    /// Bytes sent or waiting that the secondary has not yet taken in.
+    var outstandingBytes: UInt64 = 0
+    var diskBytes: UInt64 = 0
+    var ramPagesSeen: UInt64 = 0
+    var ramBytesTotal: UInt64 = 0
+    var lastCommitLagNanoseconds: UInt64 = 0
+    var checkpoints: UInt64 = 0
+}
+
+/// The agent's half of the engine between three sockets: QEMU's NBD client, QEMU's migration stream and the link.
+///
+/// Lives on one event loop and is touched only there; not Sendable on purpose. It decides which epoch each byte belongs
+/// to, answers QEMU from memory, and keeps count of what the secondary has not yet taken. It never waits.
+final class AgentCore {
+    struct Settings: Sendable {
+        var generation: Generation
+        var firstEpoch: Epoch
+        var intervalNanoseconds: UInt64
+        var budgetBytes: UInt64
+        var useDelta: Bool
+    }
+
+    /// What the migration handler must send to QEMU after it has fed bytes to the stream.
+    enum Owed { case nothing, ready, reply, acknowledge }
+
+    let settings: Settings
+    let loop: any EventLoop
+    let log: Logger
+    private let link: any Channel
+    let encoder: RamEncoder
+
+    /// Tags every frame with its epoch and judges every answer.
+    private var machine: PrimaryProtocol
+    private var tallies: [Epoch: EpochTally] = [:]
+    private var epochBytes: [Epoch: UInt64] = [:]
+    private var sealedAt: [Epoch: Moment] = [:]
+    var owed = Owed.nothing
+    private(set) var figures = AgentFigures()
+    private var sentTotal: UInt64 = 0
+    private var consumedTotal: UInt64 = 0
+    private var ending: AgentEnding?
+
+    /// Pages of the epoch that is coming in.
+    var chunk = PageChunk()
+    private var freeChunks: [PageChunk] = []
+    var chunksInFlight = 0
+    var dirtyPages = 0
+    private(set) var running = false
+    private(set) var checkpointRunning = false
+    /// QEMU asked for a checkpoint before the link allows one. It waits for our reply while the guest runs.
+    private var replyIsHeld = false
+    var pauseBegan: Moment?
+    /// The stream's configuration section, sent on with the layout.
+    var configurationBytes: [UInt8] = []
+    private var policy: EpochPolicy
+    private var timer: Scheduled<Void>?
+    private var heartbeat: RepeatedTask?
+    private var heartbeatCounter: UInt64 = 0
+    private var lastHeard = MonotonicClock.now()
+
+    /// Asks QEMU for a checkpoint; set by the session.
+    var triggerCheckpoint: () -> Void = {}
+    /// Called once, when the session cannot go on.
+    var onEnd: (AgentEnding) -> Void = { _ in }
+    /// Called when the budget frees or fills, so that the migration socket can be read or left alone.
+    var onPressureChange: () -> Void = {}
+    /// Called when ``owed`` was set outside of the stream's own callbacks.
+    var onOwed: () -> Void = {}
+
+    /// - Parameter machine: a session that was welcomed.
+    init(settings: Settings, machine: PrimaryProtocol, link: any Channel, loop: any EventLoop, log: Logger) {
+        self.settings = settings
+        self.machine = machine
+        self.link = link
+        self.loop = loop
+        self.log = log
+        encoder = RamEncoder(generation: settings.generation, useDelta: settings.useDelta)
+        policy = EpochPolicy(interval: settings.intervalNanoseconds, now: MonotonicClock.now())
+        figures.open = settings.firstEpoch
+    }
+
+    /// The epoch whose RAM and device state are coming in.
+    var streamEpoch: Epoch { machine.unsealedEpoch ?? settings.firstEpoch }
+
+    /// Asks the protocol machine for the epoch of the next frame. A refusal is a fault of ours: the session ends rather
+    /// than send what the secondary would have to refuse.
+    private func tag(_ event: (inout PrimaryProtocol) throws(ProtocolViolation) -> Epoch) -> Epoch? {
+        guard ending == nil else { return nil }
+        do {
+            return try event(&machine)
+        } catch {
+            end(.failed("\(error)"))
+            return nil
+        }
+    }
+
+    var hasEnded: Bool { ending != nil }
+
+    // MARK: Link
+
+    var outstandingBytes: UInt64 { sentTotal - consumedTotal }
+
+    /// Whether QEMU's initial RAM copy should wait: the encoder or the secondary is behind.
+    var wantsLessInput: Bool {
+        chunksInFlight > 256 || outstandingBytes > settings.budgetBytes / 2
+    }
+
+    /// Sends a frame that is content of its epoch.
+    private func send(_ frame: ByteBuffer, header: FrameHeader) {
+        tallies[header.epoch, default: EpochTally()].add(header)
+        let length = UInt64(header.frameLength)
+        epochBytes[header.epoch, default: 0] += length
+        link.write(frame, promise: nil)
+        account(length)
+    }
+
+    private func account(_ length: UInt64) {
+        sentTotal += length
+        figures.linkBytes = sentTotal
+        figures.outstandingBytes = outstandingBytes
+        if outstandingBytes > settings.budgetBytes {
+            end(.congested(
+                "the secondary is \(outstandingBytes >> 20) MiB behind, more than the budget of "
+                    + "\(settings.budgetBytes >> 20) MiB: a faster link or disk, or a larger --budget, helps"))
+        }
+    }
+
+    private func sendPayload(_ payload: some LinkPayload, epoch: Epoch) {
+        var buffer = link.allocator.buffer(capacity: 256)
+        let header = buffer.writeFrame(payload, generation: settings.generation, epoch: epoch)
+        send(buffer, header: header)
+    }
+
+    private func sendCommand(_ kind: FrameKind, epoch: Epoch) {
+        var buffer = link.allocator.buffer(capacity: FrameHeader.length)
+        buffer.writeCommand(kind, generation: settings.generation, epoch: epoch)
+        link.write(buffer, promise: nil)
+        account(UInt64(FrameHeader.length))
+    }
+
+    func sendIdentity(_ json: [UInt8]) {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendIdentity() }) else { return }
+        sendPayload(IdentityPayload(json: json), epoch: epoch)
+    }
+
+    func sendLayout(_ layout: RamLayoutPayload) {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRamLayout() }) else { return }
+        sendPayload(layout, epoch: epoch)
+    }
+
+    private func sendBatch(_ output: RamEncoder.Output) {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRamBatch() }) else { return }
+        precondition(epoch == output.header.epoch, "a RAM batch is sent in the epoch that it was encoded for")
+        send(output.frame, header: output.header)
+    }
+
+    func flush() { link.flush() }
+
+    /// A frame from the secondary.
+    func received(_ frame: LinkFrame) {
+        lastHeard = MonotonicClock.now()
+        guard ending == nil, let kind = SessionFrame(wireKind: frame.kind.rawValue) else { return }
+        do {
+            let action = try machine.received(
+                FrameInfo(kind, generation: frame.header.generation, epoch: frame.epoch))
+            try perform(action, frame)
+        } catch {
+            end(.linkLost("\(error)"))
+        }
+    }
+
+    private func perform(_ action: PrimaryProtocol.Action, _ frame: LinkFrame) throws {
+        switch action {
+        case .committed(let epoch):
+            let began = sealedAt.removeValue(forKey: epoch) ?? MonotonicClock.now()
+            figures.committed = epoch
+            figures.uncommitted = sealedAt.count
+            figures.lastCommitLagNanoseconds = MonotonicClock.now().nanoseconds(since: began)
+            proceed()
+        case .credit:
+            let credit = try frame.withPayload { bytes in try Credit.decode(bytes) }
+            guard credit.consumedTotal <= sentTotal, credit.consumedTotal >= consumedTotal else {
+                return end(.linkLost("the secondary acknowledged \(credit.consumedTotal) bytes of \(sentTotal) sent"))
+            }
+            consumedTotal = credit.consumedTotal
+            figures.outstandingBytes = outstandingBytes
+            onPressureChange()
+            proceed()
+        case .refused:
+            let refuse = try frame.withPayload { bytes in try Refuse.decode(bytes) }
+            end(.secondaryRefused(refuse.message))
+        case .close:
+            let bye = try frame.withPayload { bytes in try Bye.decode(bytes) }
+            end(.detach("the secondary ended the session: \(bye.reason)"))
+        case .loaded, .replied, .echoed, .readWelcome:
+            break
+        }
+    }
+
+    /// Starts heartbeats both ways: the secondary counts as lost after a second of silence.
+    func startHeartbeat() {
+        lastHeard = MonotonicClock.now()
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        heartbeat = loop.scheduleRepeatedTask(initialDelay: .zero, delay: .milliseconds(200)) { _ in
+            bound.value.beat()
+        }
+    }
+
+    private func beat() {
+        guard ending == nil else { return }
+        let now = MonotonicClock.now()
+        let silence = now.nanoseconds(since: lastHeard)
+        if silence > 1_000_000_000 {
+            return end(.linkLost("the secondary has been silent for \(silence / 1_000_000) ms"))
+        }
+        heartbeatCounter += 1
+        var buffer = link.allocator.buffer(capacity: 64)
+        let header = buffer.writeFrame(
+            Heartbeat(counter: heartbeatCounter, sentAt: now), generation: settings.generation, epoch: .none)
+        link.writeAndFlush(buffer, promise: nil)
+        account(UInt64(header.frameLength))
+    }
+
+    /// Ends the session once; later calls change nothing. QEMU's requests are answered until it lets go.
+    func end(_ reason: AgentEnding) {
+        guard ending == nil else { return }
+        ending = reason
+        timer?.cancel()
+        heartbeat?.cancel()
+        onEnd(reason)
+    }
+
+    // MARK: Checkpoints
+
+    /// The initial copy is complete: from now on checkpoints are triggered by the policy.
+    func beginRunning() {
+        running = true
+        schedule()
+    }
+
+    /// Something that a checkpoint may have waited for has happened.
+    private func proceed() {
+        guard ending == nil else { return }
+        if replyIsHeld, machine.mayCheckpoint {
+            replyIsHeld = false
+            requested()
+            onOwed()
+        } else {
+            schedule()
+        }
+    }
+
+    private func schedule() {
+        timer?.cancel()
+        timer = nil
+        guard running, ending == nil, !checkpointRunning, machine.mayCheckpoint else { return }
+        let decision = policy.next(
+            now: MonotonicClock.now(), checkpointRunning: checkpointRunning, uncommitted: machine.uncommittedSealed,
+            outstandingBytes: outstandingBytes, budget: settings.budgetBytes)
+        switch decision {
+        case .triggerNow:
+            checkpointRunning = true
+            triggerCheckpoint()
+        case .wait(let until):
+            let delay = until.nanoseconds(since: MonotonicClock.now())
+            timer = loop.assumeIsolated().scheduleTask(in: .nanoseconds(Int64(clamping: delay))) { [self] in schedule() }
+        case .blocked:
+            // A commit, a seal or a credit comes through here again.
+            break
+        }
+    }
+
+    /// QEMU asks for a checkpoint. The guest runs until we reply, so the reply may wait for the link.
+    func requested() {
+        checkpointRunning = true
+        guard machine.mayCheckpoint else {
+            replyIsHeld = true
+            return
+        }
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRequest() }) else { return }
+        sendCommand(.request, epoch: epoch)
+        owed = .reply
+    }
+
+    /// The guest stands still and its disks are drained: what they write from now on belongs to the next epoch.
+    func boundary() {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendBoundary() }) else { return }
+        sendCommand(.send, epoch: epoch)
+        figures.open = epoch.next
+    }
+
+    /// Everything of the epoch is in our memory. The encoder sends what is left, then the device state and the seal.
+    func completeEpoch(deviceState: [UInt8]) {
+        let epoch = streamEpoch
+        figures.lastDirtyPages = dirtyPages
+        figures.checkpoints += 1
+        dirtyPages = 0
+        checkpointRunning = false
+        submitChunk(epoch: epoch)
+        sealedAt[epoch] = MonotonicClock.now()
+        figures.uncommitted = sealedAt.count
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        let loop = loop
+        encoder.endEpoch(epoch) { output in
+            loop.execute { bound.value.sendBatch(output) }
+        } done: { _ in
+            loop.execute { bound.value.seal(deviceState: deviceState) }
+        }
+    }
+
+    private func seal(deviceState: [UInt8]) {
+        let length = UInt64(deviceState.count)
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendSize(bytes: length) }) else { return }
+        sendPayload(Size(deviceStateLength: length), epoch: epoch)
+        deviceState.withUnsafeBytes { sendDeviceState($0) }
+        guard tag({ machine throws(ProtocolViolation) in try machine.sendSeal() }) != nil else { return }
+        let tally = tallies.removeValue(forKey: epoch) ?? EpochTally()
+        var buffer = link.allocator.buffer(capacity: 128)
+        let header = buffer.writeFrame(tally.seal, generation: settings.generation, epoch: epoch)
+        link.writeAndFlush(buffer, promise: nil)
+        account(UInt64(header.frameLength))
+        figures.lastEpochBytes = epochBytes.removeValue(forKey: epoch) ?? 0
+        proceed()
+    }
+
+    private func sendDeviceState(_ state: UnsafeRawBufferPointer) {
+        var offset = 0
+        while offset < state.count {
+            let length = min(LinkLimits.deviceChunkMax, state.count - offset)
+            let at = UInt64(offset)
+            let tagged = tag { machine throws(ProtocolViolation) in
+                try machine.sendDeviceState(offset: at, bytes: UInt64(length))
+            }
+            guard let epoch = tagged else { return }
+            let piece = UnsafeRawBufferPointer(rebasing: state[offset..<offset + length])
+            var buffer = link.allocator.buffer(capacity: FrameHeader.length + DeviceState.prefixLength + length)
+            let header = withUnsafeBytes(of: at.bigEndian) {
+                buffer.writeFrame(.deviceState, generation: settings.generation, epoch: epoch, prefix: $0, data: piece)
+            }
+            send(buffer, header: header)
+            offset += length
+        }
+    }
+
+    // MARK: Pages
+
+    func submitChunk(epoch: Epoch) {
+        guard !chunk.isEmpty else { return }
+        let full = chunk
+        chunk = freeChunks.popLast() ?? PageChunk()
+        chunksInFlight += 1
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        let loop = loop
+        encoder.encode(full, epoch: epoch) { output in
+            loop.execute {
+                bound.value.sendBatch(output)
+                bound.value.flush()
+            }
+        } done: { chunk in
+            loop.execute { bound.value.recycle(chunk) }
+        }
+    }
+
+    private func recycle(_ chunk: PageChunk) {
+        chunk.removeAll()
+        chunksInFlight -= 1
+        if freeChunks.count < 512 { freeChunks.append(chunk) }
+        onPressureChange()
+    }
+
+    func countPage() {
+        dirtyPages += 1
+        figures.ramPagesSeen += 1
+    }
+
+    func setRamTotal(_ bytes: UInt64) { figures.ramBytesTotal = bytes }
+
+    func pauseEnded() {
+        guard let began = pauseBegan else { return }
+        figures.lastPauseNanoseconds = MonotonicClock.now().nanoseconds(since: began)
+        pauseBegan = nil
+    }
+
+    // MARK: Disks
+
+    /// A write of the guest, or of the initial copy: belongs to the epoch that is open now.
+    func diskWrite(disk: Int, offset: UInt64, bytes: UnsafeRawBufferPointer) {
+        figures.diskBytes += UInt64(bytes.count)
+        var done = 0
+        while done < bytes.count {
+            guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
+            let length = min(LinkLimits.diskDataMax, bytes.count - done)
+            let piece = UnsafeRawBufferPointer(rebasing: bytes[done..<done + length])
+            var buffer = link.allocator.buffer(capacity: FrameHeader.length + DiskWrite.prefixLength + length)
+            let header = withUnsafeTemporaryAllocation(byteCount: DiskWrite.prefixLength, alignment: 8) { prefix in
+                prefix.storeBytes(of: UInt16(disk).bigEndian, toByteOffset: 0, as: UInt16.self)
+                prefix.storeBytes(of: (offset + UInt64(done)).bigEndian, toByteOffset: 2, as: UInt64.self)
+                return buffer.writeFrame(
+                    .diskWrite, generation: settings.generation, epoch: epoch,
+                    prefix: UnsafeRawBufferPointer(prefix), data: piece)
+            }
+            send(buffer, header: header)
+            done += length
+        }
+    }
+
+    func diskExtent(_ extent: DiskExtent) {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
+        sendPayload(extent, epoch: epoch)
+    }
+}

@@ -1,0 +1,130 @@
+import NBD
+import NIOCore
+import NIOPosix
+import QEMU
+import Units
+
+/// Disks: one NBD export per disk, a mirror job into each, the initial copy within the budget.
+extension AgentSession {
+    func mirrorDisks(
+        _ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>, _ directory: SocketDirectory
+    ) async throws {
+        guard !guest.disks.isEmpty else {
+            progress.say("no writable disk: RAM and device state only")
+            return
+        }
+        let exports = guest.disks.map { disk in
+            NBDExport(
+                name: disk.id, size: disk.size, flags: [.flush, .fua, .trim, .writeZeroes],
+                blockMin: UInt32(Sizes.sector))
+        }
+        let server = try await ServerBootstrap(group: loop)
+            .childChannelOption(.recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: 256 << 10))
+            .childChannelInitializer { channel in
+                channel.eventLoop.makeCompletedFuture {
+                    try channel.pipeline.syncOperations.addHandler(NBDHandler(core: core.value, exports: exports))
+                }
+            }
+            .bind(unixDomainSocketPath: directory.path("nbd.sock")).get()
+        directory.protect("nbd.sock")
+        _ = server
+        for (index, disk) in guest.disks.enumerated() {
+            var node: JSONValue = [
+                "driver": "nbd", "node-name": .string(GuestNames.nbdNode(index)), "export": .string(disk.id),
+                "server": ["type": "unix", "path": .string(directory.path("nbd.sock"))],
+            ]
+            if disk.discards, case .object(var members) = node {
+                members["discard"] = "unmap"
+                node = .object(members)
+            }
+            try await relay.execute("blockdev-add", node)
+            try await relay.execute(
+                "blockdev-mirror",
+                [
+                    "job-id": .string(GuestNames.mirrorJob(index)), "device": .string(disk.node),
+                    "target": .string(GuestNames.nbdNode(index)), "sync": "full", "copy-mode": "write-blocking",
+                    "on-target-error": "report", "filter-node-name": .string(GuestNames.filterNode(index)),
+                    "speed": .whole(UInt64(options.budgetBytes / 4)),
+                ])
+        }
+        try await followInitialCopy(guest, core)
+    }
+
+    /// Waits until all mirrors are ready. The speed of the jobs follows what the secondary takes, so that the initial
+    /// copy alone never fills the budget.
+    private func followInitialCopy(_ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>) async throws {
+        let total = guest.disks.reduce(UInt64(0)) { $0 + $1.size }
+        var meter = RateMeter()
+        var speed = UInt64(options.budgetBytes / 4)
+        while true {
+            try await Task.sleep(for: .milliseconds(100))
+            try Task.checkCancellation()
+            let jobs = try await relay.execute("query-block-jobs").arrayValue ?? []
+            let ours = jobs.filter { GuestNames.isOurs($0["device"]?.stringValue ?? "") }
+            guard ours.count == guest.disks.count else {
+                throw Refused(description: "a mirror job ended during the initial copy; see the guest's QEMU log")
+            }
+            let left = ours.reduce(UInt64(0)) { sum, job in
+                let length = job["len"]?.uintValue ?? 0
+                return sum + (length - min(length, job["offset"]?.uintValue ?? 0))
+            }
+            let figures = try await loop.submit { core.value.figures }.get()
+            if ours.allSatisfy({ $0["ready"]?.boolValue == true }) {
+                progress.say("disks copied: \(ByteText.text(total)) in \(guest.disks.count) disk(s)")
+                // From now on every guest write is mirrored before it completes; nothing is left to slow down.
+                for index in guest.disks.indices { try await setSpeed(0, index) }
+                return
+            }
+            let done = total - min(total, left)
+            meter.add(done)
+            progress.show(
+                "copying disks  \(Percent.text(done, of: total))  \(ByteText.text(meter.bytesPerSecond))/s")
+            let wanted = CopySpeed.next(
+                current: speed, outstanding: figures.outstandingBytes, budget: UInt64(options.budgetBytes))
+            if wanted != speed {
+                speed = wanted
+                for index in guest.disks.indices {
+                    try await setSpeed(max(1, speed / UInt64(guest.disks.count)), index)
+                }
+            }
+        }
+    }
+
+    private func setSpeed(_ speed: UInt64, _ index: Int) async throws {
+        do {
+            try await relay.execute(
+                "block-job-set-speed", ["device": .string(GuestNames.mirrorJob(index)), "speed": .whole(speed)])
+        } catch QMPError.refused {
+            // The job has just ended; whoever counts the jobs says so.
+        }
+    }
+}
+
+/// The speed of the initial copy, from how much of the budget is in use. Set ten times a second.
+enum CopySpeed {
+    /// Bytes per second for the next tenth of a second.
+    static func next(current: UInt64, outstanding: UInt64, budget: UInt64) -> UInt64 {
+        let most = budget * 2
+        let least = max(budget / 64, 1 << 20)
+        if outstanding > budget / 2 { return max(least, current / 4) }
+        if outstanding > budget / 4 { return max(least, current * 3 / 4) }
+        return min(most, current * 5 / 4)
+    }
+}
+
+/// Bytes per second over the last two seconds or so.
+struct RateMeter {
+    private var samples: [(at: Moment, bytes: UInt64)] = []
+
+    mutating func add(_ bytes: UInt64) {
+        samples.append((MonotonicClock.now(), bytes))
+        if samples.count > 20 { samples.removeFirst() }
+    }
+
+    var bytesPerSecond: UInt64 {
+        guard let first = samples.first, let last = samples.last else { return 0 }
+        let time = last.at.nanoseconds(since: first.at)
+        guard time > 0, last.bytes > first.bytes else { return 0 }
+        return UInt64(Double(last.bytes - first.bytes) / Double(time) * 1e9)
+    }
+}

@@ -1,0 +1,193 @@
+import Checkpointer
+import Glibc
+import Link
+import Logging
+import NBD
+import NIOCore
+import NIOPosix
+import QEMU
+import Synchronization
+import Units
+
+/// One attachment from doctor to detach: sets everything up over QMP and waits for a reason to stop.
+final class AgentSession: Sendable {
+    struct Refused: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    let options: AttachOptions
+    let relay: AgentRelay
+    let loop: any EventLoop
+    let log: Logger
+    let progress: Progress
+    private let endings: AsyncStream<AgentEnding>
+    /// The link, for the farewell.
+    private let link = Mutex<(channel: any Channel, generation: Generation)?>(nil)
+    let end: AsyncStream<AgentEnding>.Continuation
+
+    init(options: AttachOptions, relay: AgentRelay, loop: any EventLoop, log: Logger) {
+        self.options = options
+        self.relay = relay
+        self.loop = loop
+        self.log = log
+        progress = Progress()
+        (endings, end) = AsyncStream.makeStream(of: AgentEnding.self)
+    }
+
+    /// Runs until the first reason to end, whoever has it.
+    func run() async -> AgentEnding {
+        let orders = Task { [relay, end] in
+            for await order in relay.orders {
+                switch order {
+                case .detach(let reason): end.yield(.detach(reason))
+                case .guardianGone: end.yield(.guardianGone)
+                }
+            }
+        }
+        let setup = Task { [self] in
+            do {
+                try await protect()
+            } catch let refused as Refused {
+                end.yield(.refused(refused.description))
+            } catch let refuse as Refuse {
+                end.yield(.secondaryRefused(refuse.message))
+            } catch let failed as AgentLink.Failed {
+                end.yield(.refused(failed.description))
+            } catch {
+                end.yield(.failed("\(error)"))
+            }
+        }
+        var ending = AgentEnding.guardianGone
+        for await first in endings {
+            ending = first
+            break
+        }
+        orders.cancel()
+        setup.cancel()
+        progress.finish()
+        await farewell(ending)
+        return ending
+    }
+
+    // MARK: Setting up
+
+    private func protect() async throws {
+        let guest = try await ProtectedGuest.take(relay: relay, options: options, log: log)
+        let directory = try SocketDirectory(forProcess: relay.hello.process?.pid)
+        let address = try await secondaryAddress(directory)
+        let core = try await connect(to: address, guest: guest)
+        watchEvents(core)
+        try await mirrorDisks(guest, core, directory)
+        try await startMigration(core, directory)
+        await showProgress(core, guest)
+    }
+
+    /// The secondary's address; with `--store`, that of one which runs inside this process.
+    private func secondaryAddress(_ directory: SocketDirectory) async throws -> Address {
+        if let text = options.secondary { return try Address(parsing: text) }
+        guard let store = options.store else { throw Refused(description: "neither a secondary nor a store was named") }
+        let daemon = try SecondaryDaemon.open(
+            options: .init(store: store, proof: true, qemu: nil), log: log)
+        let address = Address.unix(directory.path("link.sock"))
+        let (ready, isReady) = AsyncStream.makeStream(of: Void.self)
+        Task.detached { [end] in
+            do {
+                try await daemon.run(listen: address) { isReady.finish() }
+            } catch {
+                isReady.finish()
+                end.yield(.failed("the store's own secondary ended: \(error)"))
+            }
+        }
+        for await _ in ready {}
+        return address
+    }
+
+    private func connect(to address: Address, guest: ProtectedGuest) async throws -> NIOLoopBound<AgentCore> {
+        var random = SystemRandomNumberGenerator()
+        let hello = Hello(
+            protocolVersion: UInt16(FrameHeader.version), guest: guest.name, session: Identifier(using: &random),
+            durability: options.durable ? .disk : .memory, label: guest.label,
+            disks: guest.disks.map { Hello.Disk(id: $0.id, size: $0.size) }, generation: Generation(0),
+            agentVersion: ColoBlkVersion.text)
+        let connected = try await AgentLink.connect(to: address, hello: hello, loop: loop)
+        let settings = AgentCore.Settings(
+            generation: connected.welcome.generation, firstEpoch: connected.welcome.firstEpoch,
+            intervalNanoseconds: options.intervalNanoseconds, budgetBytes: UInt64(options.budgetBytes),
+            useDelta: options.useDelta)
+        progress.say(
+            "secondary \(address): replica '\(guest.name)', generation \(settings.generation), "
+                + (connected.welcome.lastCommitted == .none
+                    ? "new" : "last checkpoint \(connected.welcome.lastCommitted)"))
+        link.withLock { $0 = (connected.channel, settings.generation) }
+        let machine = connected.machine
+        let identity = guest.identityJSON
+        return try await loop.submit { [self] in
+            let core = AgentCore(
+                settings: settings, machine: machine, link: connected.channel, loop: loop, log: log)
+            core.onEnd = { [end] reason in end.yield(reason) }
+            core.triggerCheckpoint = { [self] in triggerCheckpoint() }
+            connected.handler.value.core = core
+            core.startHeartbeat()
+            core.sendIdentity(identity)
+            core.flush()
+            return NIOLoopBound(core, eventLoop: loop)
+        }.get()
+    }
+
+    /// QEMU takes a checkpoint when its interval is set anew. The interval itself is an hour: we keep the time.
+    static let quietCheckpointDelayMilliseconds: Int64 = 3_600_000
+
+    private func triggerCheckpoint() {
+        Task { [relay, end] in
+            do {
+                try await relay.execute(
+                    "migrate-set-parameters",
+                    ["x-checkpoint-delay": .integer(Self.quietCheckpointDelayMilliseconds)])
+            } catch {
+                end.yield(.failed("QEMU took no checkpoint: \(error)"))
+            }
+        }
+    }
+
+    private func watchEvents(_ core: NIOLoopBound<AgentCore>) {
+        let events = relay.events
+        Task { [end, log] in
+            for await event in events {
+                log.debug("\(event.name) \(event.data)")
+                switch event.name {
+                case "SHUTDOWN":
+                    let reason = event.data["reason"]?.stringValue ?? "unknown"
+                    end.yield(.guestGone("the guest was shut down (\(reason)); protection has ended"))
+                case "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR":
+                    guard let job = event.data["device"]?.stringValue, GuestNames.isOurs(job) else { continue }
+                    let detail = event.data["error"]?.stringValue.map { ": \($0)" } ?? ""
+                    end.yield(.mirrorLost("the mirror job \(job) ended (\(event.name))\(detail)"))
+                case "COLO_EXIT":
+                    let reason = event.data["reason"]?.stringValue ?? "unknown"
+                    end.yield(.migrationEnded("QEMU left COLO (\(reason))"))
+                default:
+                    continue
+                }
+            }
+        }
+    }
+
+    // MARK: The end
+
+    /// Tells the secondary why, if it still listens. Bounded: the guardian waits 300 ms at most.
+    private func farewell(_ ending: AgentEnding) async {
+        guard let (channel, generation) = link.withLock({ $0 }) else { return }
+        switch ending {
+        case .linkLost, .secondaryRefused, .guardianGone: break
+        default:
+            let code: UInt16 = if case .guestGone = ending { ByeCode.guestShutdown } else { ByeCode.ended }
+            var buffer = channel.allocator.buffer(capacity: 128)
+            buffer.writeFrame(
+                Bye(code: code, reason: String(ending.reason.prefix(512))), generation: generation, epoch: .none)
+            // A peer that does not read must not keep us: the guardian waits.
+            channel.eventLoop.scheduleTask(in: .milliseconds(150)) { channel.close(promise: nil) }
+            try? await channel.writeAndFlush(buffer)
+        }
+        channel.close(promise: nil)
+    }
+}

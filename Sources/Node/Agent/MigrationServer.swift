@@ -1,0 +1,110 @@
+import Logging
+import NIOCore
+import QEMU
+
+/// The agent's end of QEMU's migration socket. Feeds the COLO stream and answers it at once.
+final class MigrationHandler: ChannelInboundHandler {
+    typealias InboundIn = ByteBuffer
+    typealias OutboundOut = ByteBuffer
+
+    private let core: AgentCore
+    private var stream = ColoPrimaryStream(limits: MigrationLimits())
+    /// Bytes that the stream has not yet taken: less than one item of it.
+    private var rest = ByteBuffer()
+    private var reading = true
+
+    init(core: AgentCore) {
+        self.core = core
+    }
+
+    func channelActive(context: ChannelHandlerContext) {
+        let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+        core.onPressureChange = { bound.value.0.adjustReading(bound.value.1) }
+        core.onOwed = { bound.value.0.answer(bound.value.1) }
+        context.fireChannelActive()
+    }
+
+    func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        var input = unwrapInboundIn(data)
+        if rest.readableBytes > 0 {
+            rest.writeBuffer(&input)
+            swap(&rest, &input)
+            rest.clear()
+        }
+        do {
+            try feed(&input, context: context)
+        } catch {
+            core.end(.migrationEnded("\(error)"))
+            context.close(promise: nil)
+            return
+        }
+        if input.readableBytes > 0 { rest = input }
+        adjustReading(context)
+    }
+
+    private func feed(_ input: inout ByteBuffer, context: ChannelHandlerContext) throws(MigrationStreamError) {
+        while input.readableBytes > 0 {
+            var sink = core
+            let consumed = try consume(input, into: &sink)
+            input.moveReaderIndex(forwardBy: consumed)
+            answer(context)
+            if consumed == 0 { return }
+        }
+    }
+
+    private func consume(_ input: ByteBuffer, into sink: inout AgentCore) throws(MigrationStreamError) -> Int {
+        var result: Result<Int, MigrationStreamError> = .success(0)
+        input.withUnsafeReadableBytes { bytes in
+            do throws(MigrationStreamError) {
+                result = .success(try stream.consume(bytes, into: &sink))
+            } catch {
+                result = .failure(error)
+            }
+        }
+        return try result.get()
+    }
+
+    private func answer(_ context: ChannelHandlerContext) {
+        let owed = core.owed
+        core.owed = .nothing
+        switch owed {
+        case .nothing:
+            return
+        case .ready:
+            write(stream.ready(), context)
+            core.beginRunning()
+        case .reply:
+            core.pauseBegan = MonotonicClock.now()
+            write(stream.reply(), context)
+        case .acknowledge:
+            write(stream.received() + stream.loaded(), context)
+            core.pauseEnded()
+        }
+        core.flush()
+    }
+
+    private func write(_ bytes: [UInt8], _ context: ChannelHandlerContext) {
+        context.writeAndFlush(wrapOutboundOut(ByteBuffer(bytes: bytes)), promise: nil)
+    }
+
+    /// Leaves the socket alone while the secondary is behind; only in the initial copy, when the guest runs. During a
+    /// checkpoint the guest waits for us, so everything is read at once.
+    private func adjustReading(_ context: ChannelHandlerContext) {
+        let wanted = core.running || core.hasEnded || !core.wantsLessInput
+        guard wanted != reading else { return }
+        reading = wanted
+        context.channel.setOption(.autoRead, value: wanted).assumeIsolated().whenFailure { [core] error in
+            core.end(.migrationEnded("\(error)"))
+        }
+    }
+
+    func channelInactive(context: ChannelHandlerContext) {
+        core.end(.migrationEnded("\(stream.connectionClosed())"))
+        context.fireChannelInactive()
+    }
+
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        core.end(.migrationEnded("migration socket: \(error)"))
+        context.close(promise: nil)
+    }
+}

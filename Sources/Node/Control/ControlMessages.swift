@@ -1,0 +1,139 @@
+/// What a verb asks of the daemon. One JSON object a line over the control socket of the store; one line comes back.
+public struct ControlRequest: Codable, Sendable {
+    public enum Verb: String, Codable, Sendable {
+        case status, failover, detach, remove
+    }
+
+    public var verb: Verb
+    /// Absent: every guest, where that makes sense.
+    public var guest: String?
+    public var failover: FailoverOptions?
+
+    public init(verb: Verb, guest: String? = nil, failover: FailoverOptions? = nil) {
+        self.verb = verb
+        self.guest = guest
+        self.failover = failover
+    }
+}
+
+public struct ControlReply: Codable, Sendable {
+    /// Why it was refused, with the remedy; nil when it was done.
+    public var error: String?
+    public var statuses: [GuestStatus]?
+    public var failover: FailoverReport?
+
+    public init(error: String? = nil, statuses: [GuestStatus]? = nil, failover: FailoverReport? = nil) {
+        self.error = error
+        self.statuses = statuses
+        self.failover = failover
+    }
+}
+
+public struct FailoverOptions: Codable, Sendable {
+    /// Print what would be run, change nothing.
+    public var dryRun: Bool
+    /// Leave the guest paused; `cont` over its QMP socket starts it.
+    public var paused: Bool
+    /// Go on although the primary still answers.
+    public var force: Bool
+    /// The QEMU to start instead of the one that the primary ran.
+    public var qemu: String?
+    public var extraArguments: [String]
+
+    public init(
+        dryRun: Bool = false, paused: Bool = false, force: Bool = false, qemu: String? = nil,
+        extraArguments: [String] = []
+    ) {
+        self.dryRun = dryRun
+        self.paused = paused
+        self.force = force
+        self.qemu = qemu
+        self.extraArguments = extraArguments
+    }
+}
+
+public struct FailoverReport: Codable, Sendable {
+    public var guest: String
+    public var epoch: UInt64
+    public var generation: UInt64
+    public var arguments: [String]
+    /// Things that could not be carried over, in words.
+    public var findings: [String]
+    /// Absent in a dry run.
+    public var pid: Int32?
+    public var qmpSocket: String?
+    /// Milliseconds from the decision (the request is read) until QEMU reported that the guest runs.
+    public var millisecondsToRunning: Double?
+
+    public init(
+        guest: String, epoch: UInt64, generation: UInt64, arguments: [String], findings: [String], pid: Int32? = nil,
+        qmpSocket: String? = nil, millisecondsToRunning: Double? = nil
+    ) {
+        self.guest = guest
+        self.epoch = epoch
+        self.generation = generation
+        self.arguments = arguments
+        self.findings = findings
+        self.pid = pid
+        self.qmpSocket = qmpSocket
+        self.millisecondsToRunning = millisecondsToRunning
+    }
+}
+
+/// What `colo-blk status` tells of one guest.
+public struct GuestStatus: Codable, Sendable {
+    public enum State: String, Codable, Sendable {
+        /// A primary is connected and the first checkpoint is on its way.
+        case syncing
+        /// A primary is connected and checkpoints are being committed.
+        case protected
+        /// A primary was connected and has been silent for more than a second.
+        case primaryLost = "primary lost"
+        /// No primary is connected.
+        case idle
+        /// The replica has become the guest.
+        case failedOver = "failed over"
+        /// The replica cannot be started; the message says why.
+        case damaged
+    }
+
+    public struct Disk: Codable, Sendable {
+        public var id: String
+        public var bytes: UInt64
+    }
+
+    public struct Proof: Codable, Sendable {
+        public enum Verdict: String, Codable, Sendable { case proven, failed, notYet = "not yet" }
+        public var verdict: Verdict
+        /// The checkpoint that was tried.
+        public var epoch: UInt64?
+        /// Why it failed, with QEMU's own words.
+        public var message: String?
+        public var milliseconds: Double?
+    }
+
+    public var guest: String
+    public var state: State
+    /// More about the state, in words; with a remedy where there is one.
+    public var message: String?
+    public var generation: UInt64
+    /// Absent: nothing has been committed yet.
+    public var committedEpoch: UInt64?
+    /// Wall-clock milliseconds since 1970 of the last commit.
+    public var committedAtMilliseconds: UInt64?
+    /// Seconds since the last commit.
+    public var commitAgeSeconds: Double?
+    /// Seconds since the primary was last heard.
+    public var silentSeconds: Double?
+    public var durability: String
+    public var disks: [Disk]
+    public var ramBytes: UInt64
+    public var proof: Proof
+    /// Checkpoints committed since the daemon started.
+    public var commits: UInt64
+    /// Of the last commit, from the seal's arrival to the record: milliseconds.
+    public var lastCommitMilliseconds: Double?
+    /// After a failover: the guest's process and its QMP socket.
+    public var pid: Int32?
+    public var qmpSocket: String?
+}

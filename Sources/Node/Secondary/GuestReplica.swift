@@ -1,0 +1,359 @@
+import Checkpointer
+import Dispatch
+import Glibc
+import Link
+import Logging
+import NIOCore
+import QEMU
+import Units
+
+/// One guest on the secondary: takes in what a primary sends, commits it, and can become the guest.
+///
+/// An actor with a thread of its own, on which its storage blocks. Frames are handled one after the other, in the order
+/// of the link; while one is handled the link is not read, which is the pressure that reaches the primary.
+actor GuestReplica {
+    nonisolated let name: String
+    private nonisolated let executor: StorageExecutor
+    nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
+
+    private let store: GuestStore
+    private let settings: SecondaryOptions
+    private let starter: any EventLoop
+    private let log: Logger
+
+    private var session: LinkSession?
+    private var machine = SecondaryProtocol()
+    private var tallies: [Epoch: EpochTally] = [:]
+    private var proof = GuestStatus.Proof(verdict: .notYet)
+    private var provenSession: Identifier?
+    private var currentSessionID: Identifier?
+    private var commits: UInt64 = 0
+    private var lastCommitAt: Moment?
+    private var lastCommitMilliseconds: Double?
+    private var guest: RunningGuest?
+    private var isFailingOver = false
+    private var lastEnd: String?
+
+    init(name: String, store: sending GuestStore, settings: SecondaryOptions, starter: any EventLoop, log: Logger) {
+        self.name = name
+        self.store = store
+        self.settings = settings
+        self.starter = starter
+        self.log = log
+        executor = StorageExecutor(label: "colo-blk.replica.\(name)")
+    }
+
+    // MARK: Sessions
+
+    /// Decides about a primary that said hello. Returns what to answer.
+    func open(_ hello: Hello, session newSession: LinkSession) throws -> Welcome {
+        if store.isPromoted {
+            throw Refuse(
+                code: .failedOver,
+                message: "'\(name)' failed over in generation \(store.generation) and runs, or ran, on the secondary: the "
+                    + "old primary must not go on. To protect another guest use another name, or remove the replica")
+        }
+        if isFailingOver || session != nil {
+            throw Refuse(
+                code: .alreadyProtected,
+                message: "'\(name)' is being protected by another primary (\(session?.label ?? "failover")); "
+                    + "detach that one first, or use another --guest name")
+        }
+        guard hello.generation == Generation(0) || hello.generation == store.generation else {
+            throw Refuse(
+                code: .generation,
+                message: "generation \(hello.generation) was fenced off; '\(name)' is in generation \(store.generation)")
+        }
+        do {
+            let first = try store.beginSession(hello)
+            machine = SecondaryProtocol()
+            _ = try machine.received(FrameInfo(.hello))
+            try machine.welcome(generation: store.generation, firstEpoch: first)
+            session = newSession
+            currentSessionID = hello.session
+            tallies = [:]
+            lastEnd = nil
+            log.info("primary connected", metadata: ["guest": "\(name)", "from": "\(newSession.label)"])
+            return Welcome(
+                generation: store.generation, firstEpoch: first, lastCommitted: store.committed,
+                creditWindow: 0, serverVersion: ColoBlkVersion.text)
+        } catch let refuse as Refuse {
+            throw refuse
+        } catch {
+            try? store.endSession()
+            throw Refuse(code: .internal, message: "the store of '\(name)': \(error)")
+        }
+    }
+
+    /// Takes in one frame. Returns false when the primary has left in order.
+    func handle(_ frame: LinkFrame, from source: LinkSession) async throws -> Bool {
+        guard session === source else { throw LinkFault(description: "the session is over") }
+        guard let kind = SessionFrame(wireKind: frame.kind.rawValue) else { return true }
+        var info = FrameInfo(kind, generation: frame.header.generation, epoch: frame.epoch)
+        if kind == .command(.size) {
+            info.value = try frame.withPayload { bytes in try Size.decode(bytes).deviceStateLength }
+        } else if kind == .deviceState {
+            try frame.withPayload { bytes in
+                let piece = try DeviceState.decode(bytes)
+                info.value = piece.offset
+                info.length = UInt64(piece.bytes.count)
+            }
+        }
+        let action = try machine.received(info)
+        if frame.kind.isEpochContent { tallies[frame.epoch, default: EpochTally()].add(frame.header) }
+        return try await perform(action, frame, source)
+    }
+
+    private func perform(
+        _ action: SecondaryProtocol.Action, _ frame: LinkFrame, _ source: LinkSession
+    ) async throws -> Bool {
+        switch action {
+        case .bufferDisk(let epoch):
+            try bufferDisk(epoch, frame)
+        case .stageRam(let epoch):
+            try frame.withPayload { try store.stage(epoch: epoch, $0) }
+        case .keepIdentity:
+            let identity = try frame.withPayload { bytes in try IdentityPayload.decode(bytes) }
+            store.keepIdentity(identity.json)
+        case .layOutRam:
+            let layout = try frame.withPayload { bytes in try RamLayoutPayload.decode(bytes) }
+            try store.layOutRam(layout)
+        case .boundary(_, let opened):
+            try store.boundary(opened: opened)
+        case .expectDeviceState(_, let bytes):
+            store.expectDeviceState(bytes)
+        case .appendDeviceState:
+            try frame.withPayload { bytes in
+                store.appendDeviceState(try DeviceState.decode(bytes).bytes)
+            }
+        case .commit(let epoch):
+            try await commit(epoch, frame, source)
+        case .say(.reply, let epoch):
+            source.command(.reply, generation: store.generation, epoch: epoch)
+        case .say, .echo, .decide:
+            // Heartbeats go out from the link's own event loop, so that slow storage does not silence them.
+            break
+        case .close:
+            let bye = try frame.withPayload { bytes in try Bye.decode(bytes) }
+            lastEnd = bye.code == ByeCode.guestShutdown ? "the guest was shut down by its user" : bye.reason
+            return false
+        }
+        return true
+    }
+
+    private func bufferDisk(_ epoch: Epoch, _ frame: LinkFrame) throws {
+        try frame.withPayload { bytes in
+            if frame.kind == .diskWrite {
+                try store.write(epoch: epoch, try DiskWrite.decode(bytes))
+            } else {
+                try store.zero(epoch: epoch, try DiskExtent.decode(bytes, kind: frame.kind))
+            }
+        }
+    }
+
+    private func commit(_ epoch: Epoch, _ frame: LinkFrame, _ source: LinkSession) async throws {
+        let began = MonotonicClock.now()
+        let seal = try frame.withPayload { bytes in try Seal.decode(bytes) }
+        try (tallies.removeValue(forKey: epoch) ?? EpochTally()).verify(seal)
+        try store.commit(epoch)
+        commits += 1
+        lastCommitAt = MonotonicClock.now()
+        if case .say(.received, _) = try machine.committed(epoch) {
+            source.command(.received, generation: store.generation, epoch: epoch)
+            try store.apply(epoch)
+            _ = try machine.applied(epoch)
+            source.command(.loaded, generation: store.generation, epoch: epoch)
+        } else {
+            // The first one: ready says that it is committed and applied.
+            try store.apply(epoch)
+            source.command(.ready, generation: store.generation, epoch: epoch)
+        }
+        lastCommitMilliseconds = Double(MonotonicClock.now().nanoseconds(since: began)) / 1e6
+        if settings.proof, provenSession != currentSessionID { await prove() }
+        store.tidy()
+    }
+
+    /// The link is gone, in order or not.
+    func close(_ ended: LinkSession, reason: String) {
+        guard session === ended else { return }
+        session = nil
+        machine.disconnected()
+        tallies = [:]
+        if lastEnd == nil { lastEnd = reason }
+        log.info("primary gone", metadata: ["guest": "\(name)", "reason": "\(lastEnd ?? reason)"])
+        do {
+            try store.endSession()
+        } catch {
+            log.error("the open epoch could not be rolled back; it will be at the next start",
+                metadata: ["guest": "\(name)", "error": "\(error)"])
+        }
+    }
+
+    /// Ends the protection from this side.
+    func detach() throws -> Bool {
+        guard let session else { return false }
+        session.bye(code: ByeCode.ended, reason: "detached on the secondary", generation: store.generation)
+        close(session, reason: "detached on the secondary")
+        return true
+    }
+
+    // MARK: Becoming the guest
+
+    /// The guest that an earlier failover started, by us or by a daemon before us.
+    private var runningGuest: RunningGuest? {
+        if let guest { return guest.isAlive ? guest : nil }
+        return RunningGuest.find(runDirectory: store.runDirectory)
+    }
+
+    private func plan(_ mode: FailoverCommand.Mode, disks: [String: String], options: FailoverOptions) throws -> FailoverPlan {
+        guard let files = store.files, let ram = store.ram, store.damage == nil else {
+            throw GuestStore.Failed(
+                description: store.damage ?? "nothing has been committed for '\(name)' yet: there is no checkpoint to start")
+        }
+        return try FailoverPlan(
+            mode: mode, files: files, disks: disks, runDirectory: store.runDirectory,
+            ramPath: { ram.mappedPath(block: $0) }, options: options, defaultQemu: settings.qemu)
+    }
+
+    /// Starts the guest once, paused and without network, from the checkpoint just committed, and throws it away.
+    /// Nothing is taken from the link meanwhile, so that disks, RAM and device state are of one moment.
+    private func prove() async {
+        provenSession = currentSessionID
+        let epoch = store.committed
+        do {
+            let disks = try store.makeActiveDisks(.scratch("proof"))
+            defer { for path in disks.values { unlink(path) } }
+            let plan = try plan(.proof, disks: disks, options: FailoverOptions(paused: true))
+            let stream = store.restoreStream
+            let started = try await plan.start(on: starter, log: log, timeLimitSeconds: 20) { process in
+                try stream.withUnsafeBytes { try process.writeIncoming($0) }
+            }
+            started.process.kill()
+            _ = await started.process.waitForExit()
+            proof = .init(verdict: .proven, epoch: epoch.rawValue, milliseconds: started.millisecondsToState)
+            log.info("failover proven", metadata: ["guest": "\(name)", "epoch": "\(epoch)"])
+        } catch {
+            proof = .init(verdict: .failed, epoch: epoch.rawValue, message: "\(error)")
+            log.warning("the guest could not be started from its checkpoint", metadata: ["guest": "\(name)", "reason": "\(error)"])
+        }
+    }
+
+    /// Starts the guest from the last commit.
+    func failover(_ options: FailoverOptions) async throws -> FailoverReport {
+        let decided = MonotonicClock.now()
+        guard !isFailingOver else { throw GuestStore.Failed(description: "a failover of '\(name)' is under way") }
+        if let guest = runningGuest {
+            throw GuestStore.Failed(description: "'\(name)' runs here already (pid \(guest.pid), QMP \(guest.qmpSocket))")
+        }
+        if options.dryRun { return try dryRun(options) }
+        if let session, session.silentNanoseconds < 1_000_000_000, !options.force {
+            throw GuestStore.Failed(
+                description: "the primary of '\(name)' still answers (\(session.label)): stop it first, or say --force, "
+                    + "which leaves two running copies until you stop the other")
+        }
+        let wasPromoted = store.isPromoted
+        // Checked before anything is changed: is there a checkpoint, and a command line for it?
+        _ = try plan(.failover, disks: plannedDisks(), options: options)
+        isFailingOver = true
+        defer { isFailingOver = false }
+        if let session {
+            session.bye(code: ByeCode.fenced, reason: "failed over", generation: store.generation)
+            self.session = nil
+            machine.disconnected()
+            lastEnd = "failed over"
+        }
+        if !wasPromoted { try store.promote() }
+        let disks = try activeDisks(wasPromoted: wasPromoted)
+        let plan = try plan(.failover, disks: disks, options: options)
+        let stream = store.restoreStream
+        let started = try await plan.start(on: starter, log: log, timeLimitSeconds: 60) { process in
+            try stream.withUnsafeBytes { try process.writeIncoming($0) }
+        }
+        let running = RunningGuest(pid: started.process.pid, qmpSocket: plan.qmpSocket)
+        guest = running
+        try running.save(runDirectory: store.runDirectory)
+        let milliseconds = Double(MonotonicClock.now().nanoseconds(since: decided)) / 1e6
+        log.notice("failed over", metadata: ["guest": "\(name)", "epoch": "\(store.committed)", "pid": "\(started.process.pid)"])
+        return FailoverReport(
+            guest: name, epoch: store.committed.rawValue, generation: store.generation.rawValue,
+            arguments: plan.arguments, findings: plan.findings, pid: started.process.pid, qmpSocket: plan.qmpSocket,
+            millisecondsToRunning: milliseconds)
+    }
+
+    private func dryRun(_ options: FailoverOptions) throws -> FailoverReport {
+        let plan = try plan(.failover, disks: plannedDisks(), options: options)
+        return FailoverReport(
+            guest: name, epoch: store.committed.rawValue, generation: store.generation.rawValue,
+            arguments: plan.arguments, findings: plan.findings)
+    }
+
+    /// Where the active disks will be.
+    private func plannedDisks() -> [String: String] {
+        Dictionary(uniqueKeysWithValues: store.diskDescriptions.map { disk in
+            (disk.id, "\(store.directory)/disks/\(disk.id)/\(StoreFileName.active.name)")
+        })
+    }
+
+    /// New active disks. A start that is repeated after the guest has run must not take the RAM back and leave the
+    /// disks ahead, so the active disks begin anew each time, and what the guest wrote since is kept aside.
+    private func activeDisks(wasPromoted: Bool) throws -> [String: String] {
+        if wasPromoted {
+            for path in plannedDisks().values where access(path, F_OK) == 0 {
+                let aside = "\(path).before-\(MonotonicClock.wallMilliseconds())"
+                guard rename(path, aside) == 0 else {
+                    throw GuestStore.Failed(description: "\(path) cannot be kept aside: \(String(cString: strerror(errno)))")
+                }
+                log.warning("the disk of an earlier start was kept aside", metadata: ["file": "\(aside)"])
+            }
+        }
+        return try store.makeActiveDisks(.active)
+    }
+
+    // MARK: Status
+
+    func status() -> GuestStatus {
+        let now = MonotonicClock.now()
+        let wall = MonotonicClock.wallMilliseconds()
+        var status = GuestStatus(
+            guest: name, state: state(), generation: store.generation.rawValue,
+            durability: store.record.map { "\($0.durability)" } ?? "-",
+            disks: store.diskDescriptions.map { GuestStatus.Disk(id: $0.id, bytes: $0.size) }, ramBytes: store.ramBytes,
+            proof: proof, commits: commits)
+        status.message = store.damage ?? lastEnd
+        if let record = store.record {
+            status.committedEpoch = record.epoch.rawValue
+            status.committedAtMilliseconds = record.wallClockMilliseconds
+            status.commitAgeSeconds = lastCommitAt.map { Double(now.nanoseconds(since: $0)) / 1e9 }
+                ?? Double(wall - min(wall, record.wallClockMilliseconds)) / 1e3
+        }
+        status.silentSeconds = session.map { Double($0.silentNanoseconds) / 1e9 }
+        status.lastCommitMilliseconds = lastCommitMilliseconds
+        if let guest = runningGuest {
+            status.pid = guest.pid
+            status.qmpSocket = guest.qmpSocket
+        }
+        return status
+    }
+
+    private func state() -> GuestStatus.State {
+        if store.isPromoted { return .failedOver }
+        if store.damage != nil { return .damaged }
+        guard let session else { return .idle }
+        if session.silentNanoseconds > 1_000_000_000 { return .primaryLost }
+        return store.record?.session == currentSessionID ? .protected : .syncing
+    }
+
+    /// Whether the folder may be deleted; says why not.
+    func refusalToRemove() -> String? {
+        if session != nil { return "a primary is connected; detach it first" }
+        if let guest = runningGuest { return "it runs here as process \(guest.pid); stop that first" }
+        return nil
+    }
+}
+
+/// Codes of the link's bye frame.
+enum ByeCode {
+    static let ended: UInt16 = 0
+    static let guestShutdown: UInt16 = 1
+    static let fenced: UInt16 = 2
+}

@@ -1,0 +1,140 @@
+import Glibc
+import Link
+import Logging
+import NIOCore
+import NIOPosix
+import Units
+
+/// Listens for primaries and leads each through hello to its replica.
+struct LinkServer {
+    typealias Inbound = NIOAsyncChannel<LinkFrame, ByteBuffer>
+
+    /// A primary that has said nothing sensible after so long is dropped.
+    private static let helloSeconds: Int64 = 10
+    /// Bytes taken in before the primary is told so.
+    private static let creditStep: UInt64 = 1 << 20
+
+    let group: any EventLoopGroup
+    let log: Logger
+    /// Finds or makes the replica of a name.
+    let replica: @Sendable (Hello) async throws -> GuestReplica
+
+    func run(address: Address, ready: @Sendable (any Channel) -> Void) async throws {
+        let bootstrap = ServerBootstrap(group: group)
+            .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
+            .childChannelOption(.recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: 256 << 10))
+        let server: NIOAsyncChannel<Inbound, Never>
+        switch address.place {
+        case .unix(let path):
+            unlink(path)
+            server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: Self.prepare)
+            chmod(path, 0o600)
+        case .tcp(let host, let port):
+            server = try await bootstrap
+                .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
+                .bind(host: host, port: port, childChannelInitializer: Self.prepare)
+        }
+        ready(server.channel)
+        try await withThrowingDiscardingTaskGroup { tasks in
+            try await server.executeThenClose { links in
+                for try await link in links {
+                    tasks.addTask { await serve(link) }
+                }
+            }
+        }
+    }
+
+    @Sendable
+    private static func prepare(_ channel: any Channel) -> EventLoopFuture<Inbound> {
+        channel.eventLoop.makeCompletedFuture {
+            try channel.pipeline.syncOperations.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
+            return try NIOAsyncChannel(
+                wrappingChannelSynchronously: channel,
+                configuration: .init(
+                    backPressureStrategy: .init(lowWatermark: 16, highWatermark: 64), isOutboundHalfClosureEnabled: false))
+        }
+    }
+
+    private func serve(_ link: Inbound) async {
+        let peer = link.channel.remoteAddress.map { "\($0)" } ?? "unix socket"
+        do {
+            try await link.executeThenClose { inbound, _ in
+                var frames = inbound.makeAsyncIterator()
+                let deadline = link.channel.eventLoop.scheduleTask(in: .seconds(Self.helloSeconds)) {
+                    link.channel.close(promise: nil)
+                }
+                guard let first = try await frames.next() else { return }
+                deadline.cancel()
+                guard first.kind == .hello else {
+                    throw Refuse(code: .protocol, message: "the first frame is hello, not \(first.kind)")
+                }
+                let hello = try first.withPayload { bytes in try Hello.decode(bytes) }
+                let session = LinkSession(label: hello.label, channel: link.channel)
+                let replica: GuestReplica
+                let welcome: Welcome
+                do {
+                    guard hello.protocolVersion == UInt16(FrameHeader.version) else {
+                        throw Refuse(
+                            code: .version,
+                            message: "the primary speaks link version \(hello.protocolVersion), this is "
+                                + "\(FrameHeader.version); use the same release on both hosts")
+                    }
+                    replica = try await self.replica(hello)
+                    welcome = try await replica.open(hello, session: session)
+                } catch let refuse as Refuse {
+                    log.warning("primary refused", metadata: ["peer": "\(peer)", "guest": "\(hello.guest)", "reason": "\(refuse.message)"])
+                    session.send(refuse, generation: Generation(0))
+                    try await Task.sleep(for: .milliseconds(100))
+                    return
+                }
+                session.send(welcome, generation: welcome.generation)
+                await follow(&frames, session, replica, welcome, link.channel)
+            }
+        } catch {
+            log.warning("link dropped", metadata: ["peer": "\(peer)", "reason": "\(error)"])
+        }
+    }
+
+    /// Takes in frames until the link or the replica ends it.
+    private func follow(
+        _ frames: inout NIOAsyncChannelInboundStream<LinkFrame>.AsyncIterator, _ session: LinkSession,
+        _ replica: GuestReplica, _ welcome: Welcome, _ channel: any Channel
+    ) async {
+        let heartbeat = channel.eventLoop.scheduleRepeatedTask(
+            initialDelay: .milliseconds(100), delay: .milliseconds(200)
+        ) { _ in
+            session.send(
+                Heartbeat(counter: 0, sentAt: MonotonicClock.now()), generation: welcome.generation)
+        }
+        defer { heartbeat.cancel() }
+        var consumed: UInt64 = 0
+        var told: UInt64 = 0
+        var reason = "the link was closed"
+        do {
+            while let frame = try await frames.next() {
+                session.setBusy(true)
+                let goesOn = try await replica.handle(frame, from: session)
+                session.setBusy(false)
+                guard goesOn else { break }
+                consumed += UInt64(frame.header.frameLength)
+                if consumed - told >= Self.creditStep || frame.kind == .seal {
+                    told = consumed
+                    session.send(Credit(consumedTotal: consumed), generation: welcome.generation)
+                }
+            }
+        } catch {
+            reason = "\(error)"
+            log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(reason)"])
+            session.send(
+                Refuse(code: Self.code(of: error), message: String(reason.prefix(1024))), generation: welcome.generation)
+            try? await Task.sleep(for: .milliseconds(50))
+        }
+        await replica.close(session, reason: reason)
+    }
+
+    private static func code(of error: any Error) -> Refuse.Code {
+        if error is LinkError || error is LinkFault { return .protocol }
+        if StorageErrors.isNoSpace(error) { return .storeFull }
+        return .internal
+    }
+}

@@ -1,0 +1,54 @@
+import Link
+import NIOCore
+import Synchronization
+import Units
+
+/// The secondary's end of one link: what the replica says to its primary. Safe from any thread.
+final class LinkSession: Sendable {
+    /// Who the primary says it is.
+    let label: String
+    private let channel: any Channel
+    private let lastHeard: Atomic<UInt64>
+    /// Set while the replica is at work and the link is not read: then silence says nothing about the primary.
+    private let isBusy = Atomic(false)
+
+    init(label: String, channel: any Channel) {
+        self.label = label
+        self.channel = channel
+        lastHeard = Atomic(MonotonicClock.now().nanoseconds)
+    }
+
+    func heard() { lastHeard.store(MonotonicClock.now().nanoseconds, ordering: .relaxed) }
+
+    func setBusy(_ busy: Bool) {
+        isBusy.store(busy, ordering: .relaxed)
+        if !busy { heard() }
+    }
+
+    /// How long nothing has come from the primary.
+    var silentNanoseconds: UInt64 {
+        guard channel.isActive else { return .max }
+        if isBusy.load(ordering: .relaxed) { return 0 }
+        return MonotonicClock.now().nanoseconds(since: Moment(nanoseconds: lastHeard.load(ordering: .relaxed)))
+    }
+
+    func command(_ kind: FrameKind, generation: Generation, epoch: Epoch) {
+        var buffer = channel.allocator.buffer(capacity: FrameHeader.length)
+        buffer.writeCommand(kind, generation: generation, epoch: epoch)
+        channel.writeAndFlush(buffer, promise: nil)
+    }
+
+    func send(_ payload: some LinkPayload, generation: Generation) {
+        var buffer = channel.allocator.buffer(capacity: 256)
+        buffer.writeFrame(payload, generation: generation, epoch: .none)
+        channel.writeAndFlush(buffer, promise: nil)
+    }
+
+    /// Says why, and closes.
+    func bye(code: UInt16, reason: String, generation: Generation) {
+        var buffer = channel.allocator.buffer(capacity: 256)
+        buffer.writeFrame(Bye(code: code, reason: reason), generation: generation, epoch: .none)
+        let channel = channel
+        channel.writeAndFlush(buffer).whenComplete { _ in channel.close(promise: nil) }
+    }
+}

@@ -1,0 +1,165 @@
+import AsyncIO
+import Checkpointer
+import Glibc
+import Link
+import Logging
+import NIOCore
+import NIOPosix
+import Synchronization
+import Units
+
+public struct SecondaryOptions: Sendable {
+    /// Directory of the store; made when it is missing.
+    public var store: String
+    /// Whether a guest is started once, paused, after its first checkpoint.
+    public var proof: Bool
+    /// The QEMU to start instead of the one that the primary ran.
+    public var qemu: String?
+    /// Where RAM caches live: a tmpfs.
+    public var ramDirectory: String
+
+    public init(store: String, proof: Bool, qemu: String?, ramDirectory: String? = nil) {
+        self.store = store
+        self.proof = proof
+        self.qemu = qemu
+        self.ramDirectory = ramDirectory ?? RamTmpfs.defaultBase
+    }
+}
+
+/// A store that this process holds: every guest in it, recovered to its last commit.
+public final class SecondaryDaemon: Sendable {
+    let store: Store
+    private let options: SecondaryOptions
+    private let log: Logger
+    private let group: MultiThreadedEventLoopGroup
+    private let replicas = Mutex<[String: GuestReplica]>([:])
+
+    private init(store: Store, options: SecondaryOptions, log: Logger) {
+        self.store = store
+        self.options = options
+        self.log = log
+        group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
+    }
+
+    /// Locks the store and recovers its guests. Throws when another process holds it or a newer release made it; a
+    /// single damaged guest is reported by its status and does not keep the others down.
+    public static func open(options: SecondaryOptions, log: Logger) throws -> SecondaryDaemon {
+        let store = try Store.open(directory: options.store)
+        let daemon = SecondaryDaemon(store: store, options: options, log: log)
+        for name in try store.guestNames() {
+            do {
+                _ = try daemon.openReplica(name)
+            } catch {
+                log.error("guest cannot be opened", metadata: ["guest": "\(name)", "reason": "\(error)"])
+            }
+        }
+        return daemon
+    }
+
+    private func openReplica(_ name: String) throws -> GuestReplica {
+        let guestStore = try GuestStore(
+            name: name, directory: store.guestDirectory(name),
+            ramDirectory: try RamTmpfs.prepare(base: options.ramDirectory, name: ramName(name)),
+            storeID: store.description.id, log: log)
+        let replica = GuestReplica(
+            name: name, store: guestStore, settings: options, starter: group.next(), log: log)
+        replicas.withLock { $0[name] = replica }
+        return replica
+    }
+
+    func replica(_ name: String) -> GuestReplica? { replicas.withLock { $0[name] } }
+
+    private func allReplicas() -> [GuestReplica] {
+        replicas.withLock { $0.values.sorted { $0.name < $1.name } }
+    }
+
+    /// The replica for a hello; made when the name is new.
+    private func replica(for hello: Hello) throws -> GuestReplica {
+        guard Store.isGuestName(hello.guest) else {
+            throw Refuse(code: .name, message: "'\(hello.guest)' cannot be a replica's name: \(Store.guestNameRule)")
+        }
+        if let known = replica(hello.guest) { return known }
+        do {
+            if try !store.guestNames().contains(hello.guest) {
+                try GuestStore.create(directory: store.guestDirectory(hello.guest))
+            }
+            return try openReplica(hello.guest)
+        } catch {
+            throw Refuse(
+                code: StorageErrors.isNoSpace(error) ? .storeFull : .internal,
+                message: "the replica '\(hello.guest)' cannot be made: \(error)")
+        }
+    }
+
+    /// Listens for primaries and for verbs until the task is cancelled.
+    public func run(listen address: Address?, ready: @escaping @Sendable () -> Void = {}) async throws {
+        try await withThrowingTaskGroup(of: Void.self) { tasks in
+            let control = ControlServer(path: store.controlPath, log: log) { [self] request in await answer(request) }
+            tasks.addTask { [group] in try await control.run(group: group) }
+            if let address {
+                let server = LinkServer(group: group, log: log) { [self] hello in try replica(for: hello) }
+                tasks.addTask { [log] in
+                    try await server.run(address: address) { channel in
+                        log.notice("listening", metadata: ["address": "\(channel.localAddress.map { "\($0)" } ?? "\(address)")"])
+                        ready()
+                    }
+                }
+            }
+            try await tasks.next()
+            tasks.cancelAll()
+        }
+    }
+
+    // MARK: Verbs
+
+    func answer(_ request: ControlRequest) async -> ControlReply {
+        do {
+            switch request.verb {
+            case .status:
+                return ControlReply(statuses: try await statuses(guest: request.guest))
+            case .failover:
+                return ControlReply(
+                    failover: try await known(request.guest).failover(request.failover ?? FailoverOptions()))
+            case .detach:
+                let replica = try known(request.guest)
+                guard try await replica.detach() else {
+                    return ControlReply(error: "no primary is connected to '\(replica.name)'")
+                }
+                return ControlReply()
+            case .remove:
+                try await remove(try known(request.guest))
+                return ControlReply()
+            }
+        } catch {
+            return ControlReply(error: "\(error)")
+        }
+    }
+
+    public func statuses(guest: String?) async throws -> [GuestStatus] {
+        if let guest { return [await (try known(guest)).status()] }
+        var statuses: [GuestStatus] = []
+        for replica in allReplicas() { statuses.append(await replica.status()) }
+        return statuses
+    }
+
+    private func known(_ name: String?) throws -> GuestReplica {
+        guard let name, let replica = replica(name) else {
+            let names = allReplicas().map(\.name).joined(separator: ", ")
+            throw GuestStore.Failed(
+                description: "no replica '\(name ?? "")' in \(store.directory); there is: \(names.isEmpty ? "none" : names)")
+        }
+        return replica
+    }
+
+    private func remove(_ replica: GuestReplica) async throws {
+        if let refusal = await replica.refusalToRemove() {
+            throw GuestStore.Failed(description: "'\(replica.name)' stays: \(refusal)")
+        }
+        replicas.withLock { $0[replica.name] = nil }
+        try FileTree.remove(store.guestDirectory(replica.name))
+        try FileTree.remove("\(options.ramDirectory)/\(ramName(replica.name))")
+    }
+
+    /// The replica's folder in tmpfs: short, since sockets live in it.
+    private func ramName(_ guest: String) -> String { "\(store.description.id.hex.prefix(8))-\(guest)" }
+}

@@ -1,0 +1,96 @@
+import ArgumentParser
+import Node
+
+struct Attach: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Protects a running guest until it is interrupted; the guest is left as it was found.")
+
+    @Option(name: .long, help: "QMP socket of the running guest.")
+    var qmp: String
+
+    @Option(name: .long, help: "Address of the secondary (colo-blk serve): HOST:PORT or unix:/PATH.")
+    var to: String?
+
+    @Option(name: .long, help: "Keep the replica in this directory of this host instead.")
+    var store: String?
+
+    @Option(name: .long, help: "Name of the replica; the guest's own -name by default.")
+    var guest: String?
+
+    @Option(name: .long, help: "Time between checkpoints, such as 200ms or 1s.")
+    var interval = Interval(nanoseconds: 200_000_000)
+
+    @Option(name: .long, help: "disk: a checkpoint survives power loss of both hosts; memory: the loss of either.")
+    var durability: DurabilityChoice = .disk
+
+    @Option(name: .long, help: "Most data that may wait for the secondary, in MiB.")
+    var budget: Int = 256
+
+    @Flag(name: .long, help: "Connect in clear text to an address that is not of this machine.")
+    var insecure = false
+
+    @Flag(name: .long, help: "Send whole pages: saves memory as large as the guest's RAM, costs bandwidth.")
+    var noDelta = false
+
+    @Flag(name: .long, help: "Go on although the doctor found a blocker.")
+    var force = false
+
+    @Option(name: .long, help: ArgumentHelp("Process id of the guest's QEMU, when the socket does not tell.", visibility: .hidden))
+    var pid: Int32?
+
+    @OptionGroup var logging: LogOption
+
+    func validate() throws {
+        guard (to == nil) != (store == nil) else {
+            throw ValidationError("say either --to ADDR (a second host) or --store DIR (this host)")
+        }
+        guard (16...65536).contains(budget) else { throw ValidationError("--budget takes 16 to 65536 MiB") }
+        guard interval.nanoseconds >= 10_000_000 else { throw ValidationError("--interval must be at least 10ms") }
+    }
+
+    mutating func run() async throws {
+        do {
+            let address = try to.map { text throws(Address.Malformed) in try Address(parsing: text) }
+            if let address, !address.staysOnThisMachine, !insecure {
+                throw fail(
+                    "\(address) is not on this machine and the link is clear text: tunnel it (ssh -L, WireGuard), or say "
+                        + "--insecure in a network you trust with the guest's memory")
+            }
+            let options = AttachOptions(
+                qmp: qmp, address: address, store: store, guest: guest, intervalNanoseconds: interval.nanoseconds,
+                durable: durability == .disk, budgetBytes: budget << 20, useDelta: !noDelta, force: force, pid: pid,
+                logLevel: logging.logLevel)
+            let outcome = try await Attachment.run(options, log: logging.makeLogger("colo-blk"))
+            switch outcome {
+            case .detached(let message):
+                printError("colo-blk: \(message)")
+            case .protectionEnded(let message):
+                throw fail(message, ExitStatus.protectionEnded)
+            case .guestGone(let message):
+                throw fail(message, ExitStatus.guestGone)
+            case .refused(let message):
+                throw fail(message)
+            }
+        } catch let code as ExitCode {
+            throw code
+        } catch {
+            throw fail("\(error)")
+        }
+    }
+}
+
+enum DurabilityChoice: String, ExpressibleByArgument, CaseIterable {
+    case disk, memory
+}
+
+/// The child of `attach` that does the work. Its standard input is the guardian's socket, not for hands.
+struct AgentVerb: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "agent", abstract: "Started by attach.", shouldDisplay: false)
+
+    @Argument var options: String
+
+    mutating func run() async throws {
+        throw ExitCode(await Agent.run(encodedOptions: options))
+    }
+}

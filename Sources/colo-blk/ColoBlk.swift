@@ -1,0 +1,18 @@
+import ArgumentParser
+import Node
+
+@main
+struct ColoBlk: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "colo-blk",
+        abstract: "Keeps a second host ready to carry on a running QEMU guest from its last checkpoint.",
+        discussion: """
+            On host B:   colo-blk serve --store /var/lib/colo-blk --listen ADDR
+            On host A:   colo-blk attach --qmp /path/to/qmp.sock --to ADDR --guest NAME
+            After a loss: colo-blk failover NAME   (on host B)
+            """,
+        version: ColoBlkVersion.text,
+        subcommands: [
+            Attach.self, Serve.self, Status.self, Failover.self, Detach.self, Doctor.self, Remove.self, AgentVerb.self,
+        ])
+}

@@ -1,0 +1,67 @@
+import ArgumentParser
+import Glibc
+import Logging
+import Node
+
+/// Exit codes of every verb, kept in docs/cli.md.
+enum ExitStatus {
+    static let refused = ExitCode(1)
+    static let protectionEnded = ExitCode(2)
+    static let guestGone = ExitCode(3)
+}
+
+struct StoreOption: ParsableArguments {
+    @Option(name: .long, help: "Directory of the store.")
+    var store: String = "/var/lib/colo-blk"
+}
+
+struct LogOption: ParsableArguments {
+    @Option(name: .long, help: "What is logged to standard error: trace, debug, info, notice, warning, error.")
+    var logLevel: String = "info"
+
+    func validate() throws {
+        guard Logger.Level(rawValue: logLevel) != nil else {
+            throw ValidationError("'\(logLevel)' is no log level; use trace, debug, info, notice, warning or error")
+        }
+    }
+
+    func makeLogger(_ label: String) -> Logger {
+        var logger = Logger(label: label, factory: { StreamLogHandler.standardError(label: $0) })
+        logger.logLevel = Logger.Level(rawValue: logLevel) ?? .info
+        return logger
+    }
+}
+
+/// Prints one line and ends with the exit code; nothing else is said.
+func fail(_ message: String, _ code: ExitCode = ExitStatus.refused) -> ExitCode {
+    printError("colo-blk: \(message)")
+    return code
+}
+
+func printError(_ line: String) {
+    let text = line + "\n"
+    _ = text.withCString { write(2, $0, strlen($0)) }
+}
+
+/// A time such as `200ms`, `1s`, `1.5s`.
+struct Interval: ExpressibleByArgument {
+    let nanoseconds: UInt64
+
+    init(nanoseconds: UInt64) { self.nanoseconds = nanoseconds }
+
+    init?(argument: String) {
+        let factor: Double
+        let digits: Substring
+        if argument.hasSuffix("ms") {
+            (digits, factor) = (argument.dropLast(2), 1e6)
+        } else if argument.hasSuffix("s") {
+            (digits, factor) = (argument.dropLast(), 1e9)
+        } else {
+            return nil
+        }
+        guard let value = Double(digits), value.isFinite, value > 0, value <= 3600e3 else { return nil }
+        nanoseconds = UInt64(value * factor)
+    }
+
+    var defaultValueDescription: String { "\(nanoseconds / 1_000_000)ms" }
+}

@@ -1,0 +1,56 @@
+import ArgumentParser
+import Logging
+import Node
+import ServiceLifecycle
+import UnixSignals
+
+struct Serve: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Runs the secondary: keeps the replicas of many guests, ready to start.")
+
+    @OptionGroup var store: StoreOption
+    @OptionGroup var logging: LogOption
+
+    @Option(name: .long, help: "Where primaries connect: HOST:PORT or unix:/PATH.")
+    var listen: String
+
+    @Flag(name: .long, help: "Listen in clear text on an address that is not of this machine.")
+    var insecure = false
+
+    @Flag(name: .long, help: "Do not start the guest once, paused, after its first checkpoint.")
+    var noProof = false
+
+    @Option(name: .long, help: "The QEMU to start instead of the one that the primary ran.")
+    var qemu: String?
+
+    mutating func run() async throws {
+        do {
+            let address = try Address(parsing: listen)
+            guard address.staysOnThisMachine || insecure else {
+                throw fail(
+                    "\(address) leaves this machine and the link is clear text: tunnel it (ssh -L, WireGuard) and listen on "
+                        + "127.0.0.1, or say --insecure in a network you trust with the guest's memory")
+            }
+            let log = logging.makeLogger("colo-blk")
+            let daemon = try SecondaryDaemon.open(
+                options: .init(store: store.store, proof: !noProof, qemu: qemu), log: log)
+            let services = ServiceGroup(
+                services: [DaemonService(daemon: daemon, address: address)],
+                gracefulShutdownSignals: [.sigterm, .sigint], logger: log)
+            try await services.run()
+        } catch let code as ExitCode {
+            throw code
+        } catch {
+            throw fail("\(error)")
+        }
+    }
+}
+
+private struct DaemonService: Service {
+    let daemon: SecondaryDaemon
+    let address: Address
+
+    func run() async throws {
+        try await cancelWhenGracefulShutdown { try await daemon.run(listen: address) }
+    }
+}

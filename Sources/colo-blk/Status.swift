@@ -1,0 +1,33 @@
+import ArgumentParser
+import Node
+
+struct Status: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Shows the replicas of a store.")
+
+    @Argument(help: "Name of one replica; all by default.")
+    var guest: String?
+
+    @OptionGroup var store: StoreOption
+    @OptionGroup var logging: LogOption
+
+    @Flag(name: .long, help: "Print JSON.")
+    var json = false
+
+    mutating func run() async throws {
+        do {
+            let statuses = try await StoreAccess(store: store.store, log: logging.makeLogger("colo-blk"))
+                .statuses(guest: guest)
+            if json {
+                print(try JSONText.encode(statuses))
+                return
+            }
+            if statuses.isEmpty { print("no replica in \(store.store)") }
+            for (index, status) in statuses.enumerated() {
+                if index > 0 { print("") }
+                for line in StatusText.lines(status) { print(line) }
+            }
+        } catch {
+            throw fail("\(error)")
+        }
+    }
+}
