@@ -28,6 +28,7 @@
  *   colo.disk_mib=N [64]                use at most the first N MiB of each disk
  *   colo.disk_batch=N [1; 16 in disk]   largest batch in records (1...16)
  *   colo.fsync=N [1]                    flush after every N batches
+ *   colo.ahead=0|1 [1]                  check the slots of a batch before overwriting them: shows writes of the future
  *   colo.scrub_ms=N [10]                besides random checks, check the next 16 slots in turn every N ms
  *   colo.net=0|1 [0], colo.net_port=N [9999], colo.net_ms=N [20]   UDP "SEQ <n> boot=<id>" to 10.0.2.2
  *   colo.tick_ms=N [100]
@@ -439,6 +440,7 @@ static void *disk_thread(void *argument) {
     d->slots = bytes / record_size;
     disk_scan(d);
     uint64_t started = now_ms(), base = d->next, reported = 0, shouted = 0, last = started;
+    bool ahead = number("colo.ahead", 1);
     uint64_t scrub_ms = number("colo.scrub_ms", 10), scrubbed = started, position = 0;
     for (;;) {
         uint64_t now = now_ms();
@@ -454,14 +456,15 @@ static void *disk_thread(void *argument) {
                 count = due - d->next;
         }
         if (count) {
-            disk_write(d, count, ++batches % every == 0);
-            /* The slots just written, those about to be overwritten, and others at random. */
-            uint64_t slot = d->next % d->slots;
-            switch (draw(&d->random) % 4) {
-            case 0: disk_verify(d, (slot + d->slots - 1) % d->slots, 1); break;
-            case 1: disk_verify(d, slot, d->slots - slot < most ? d->slots - slot : most); break;
-            default: disk_verify(d, draw(&d->random) % d->slots, 1);
+            if (ahead) {
+                uint64_t slot = d->next % d->slots;
+                if (count > d->slots - slot) count = d->slots - slot;
+                disk_verify(d, slot, count);
             }
+            disk_write(d, count, ++batches % every == 0);
+            /* The slot just written, or any other. */
+            uint64_t random = draw(&d->random);
+            disk_verify(d, random % 4 ? random / 4 % d->slots : (d->next - 1) % d->slots, 1);
         }
         if (now - scrubbed >= scrub_ms) {
             scrubbed = now;
