@@ -34,8 +34,8 @@ public struct OverlayRun: Equatable, Sendable {
 /// and give it to ``runs(table:index:tableOffset:)``.
 public struct OverlayReader: Sendable {
     public let header: Qcow2Header
-    /// Length of the file in bytes.
-    public let fileLength: UInt64
+    /// Length of the file in bytes; set it again when the file has grown.
+    public var fileLength: UInt64
 
     /// `headerBytes`: the first 4096 bytes of the file.
     public init(headerBytes: UnsafeRawBufferPointer, fileLength: UInt64) throws(Qcow2Error) {
