@@ -1,4 +1,5 @@
 import AsyncIO
+import Glibc
 import RamCache
 import Units
 
@@ -111,12 +112,6 @@ final class RamBaseWriter {
     }
 
     private static func isZero(_ page: UnsafeRawPointer) -> Bool {
-        let words = page.assumingMemoryBound(to: UInt64.self)
-        for start in stride(from: 0, to: Sizes.page / 8, by: 8) {
-            var any: UInt64 = 0
-            for word in start..<start + 8 { any |= words[word] }
-            if any != 0 { return false }
-        }
-        return true
+        page.load(as: UInt64.self) == 0 && memcmp(page, page + 8, Sizes.page - 8) == 0
     }
 }

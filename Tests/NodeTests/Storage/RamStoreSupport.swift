@@ -115,8 +115,12 @@ final class RamTestGuest {
     private(set) var memory: [[UInt8]]
     private var shadow: [[UInt8]]
     private let encoder: PageBatchEncoder
+    /// Random bytes from which pages are cut.
+    private let noise: [UInt8]
 
     init(_ layout: RamLayout, useDelta: Bool = true) {
+        var random = RamTestRandom(seed: 1)
+        noise = (0..<1 << 14).flatMap { _ in withUnsafeBytes(of: random.next()) { Array($0) } }
         self.layout = layout
         memory = layout.blocks.map { [UInt8](repeating: 0, count: Int($0.length)) }
         shadow = memory
@@ -141,17 +145,16 @@ final class RamTestGuest {
             dirty.insert(page)
             let start = Int(place.page) * 4096
             switch Int.random(in: 0..<8, using: &random) {
-            case 0: for index in start..<start + 4096 { memory[place.block][index] = 0 }
+            case 0:
+                memory[place.block].replaceSubrange(start..<start + 4096, with: repeatElement(0, count: 4096))
             case 1:
-                for index in start..<start + 4096 { memory[place.block][index] = UInt8(truncatingIfNeeded: index / 7) }
+                let value = UInt8.random(in: 1...255, using: &random)
+                memory[place.block].replaceSubrange(start..<start + 4096, with: repeatElement(value, count: 4096))
             case 2: memory[place.block][start + Int.random(in: 0..<4096, using: &random)] ^= 0x5A
             case 3: break
             default:
-                memory[place.block].withUnsafeMutableBytes { bytes in
-                    for word in 0..<512 {
-                        bytes.storeBytes(of: random.next(), toByteOffset: start + word * 8, as: UInt64.self)
-                    }
-                }
+                let from = Int.random(in: 0..<noise.count - 4096, using: &random)
+                memory[place.block].replaceSubrange(start..<start + 4096, with: noise[from..<from + 4096])
             }
         }
         return dirty
