@@ -27,28 +27,25 @@ final class AgentProcess: Sendable {
         var pidfd: CInt = -1
         /// A kill that came before the child.
         var killed = false
-        var ended = false
+        var ending: Ending?
     }
 
     private let state = Mutex(State())
-    private let task: Mutex<Task<Ending, Never>?> = Mutex(nil)
 
     /// Starts the child. `standardInput` is closed here once the child has it.
     func start(
         executable: String, arguments: [String], environment: [String: String], standardInput: CInt,
         ended: @escaping @Sendable (Ending) -> Void
     ) {
-        let work = Task<Ending, Never> { [self] in
+        Task { [self] in
             let ending = await spawn(executable, arguments, environment, standardInput)
             state.withLock { state in
-                state.ended = true
+                state.ending = ending
                 if state.pidfd >= 0 { _ = Glibc.close(state.pidfd) }
                 state.pidfd = -1
             }
             ended(ending)
-            return ending
         }
-        task.withLock { $0 = work }
     }
 
     private func spawn(
@@ -88,14 +85,20 @@ final class AgentProcess: Sendable {
     /// SIGKILL, unless the child has ended.
     func kill() {
         state.withLock { state in
-            guard !state.ended else { return }
+            guard state.ending == nil else { return }
             state.killed = true
             if state.pidfd >= 0 { _ = clx_pidfd_signal(state.pidfd, SIGKILL) }
         }
     }
 
-    /// Waits until the child has ended and was reaped.
-    func wait() async -> Ending? {
-        await task.withLock { $0 }?.value
+    /// Waits until the child has ended and was reaped; nil when that takes longer than `limit`.
+    func wait(limit: Duration = .seconds(2)) async -> Ending? {
+        let clock = ContinuousClock()
+        let deadline = clock.now + limit
+        while clock.now < deadline {
+            if let ending = state.withLock({ $0.ending }) { return ending }
+            try? await clock.sleep(for: .milliseconds(3))
+        }
+        return nil
     }
 }

@@ -66,6 +66,8 @@ public struct GuestRestoration: Sendable {
         var report = Report()
         await yank(nbdNodes)
         await removeFilters(&report)
+        // A look that failed now is repeated below.
+        report.clean = true
         var deadline = start + Self.budget
         while true {
             let wasColo = await leaveMigration(since: start, until: deadline, &report)
@@ -83,6 +85,7 @@ public struct GuestRestoration: Sendable {
         let rest = max(deadline, clock.now + .milliseconds(200))
         await removeJobs(&report, until: rest)
         await removeNodes(&report, until: rest)
+        await removeFilters(&report)
         await removeChardevs(&report)
         await restoreSettings(&report)
         if let status = await attempt("query-status", nil, &report) {
@@ -92,7 +95,6 @@ public struct GuestRestoration: Sendable {
     }
 
     private func mustRun(_ leftColo: Bool) -> Bool { saved?.wasRunning ?? leftColo }
-
 
     // MARK: Steps
 
@@ -120,9 +122,17 @@ public struct GuestRestoration: Sendable {
 
     /// A filter whose character device is gone drops every packet: filters go before anything that takes time.
     private func removeFilters(_ report: inout Report) async {
-        for entry in await attempt("qom-list", ["path": "/objects"], &report)?.arrayValue ?? [] {
+        guard let objects = await attempt("qom-list", ["path": "/objects"], &report)?.arrayValue else {
+            report.clean = false
+            return
+        }
+        for entry in objects {
             guard let name = entry["name"]?.stringValue, GuestNames.isOurs(name) else { continue }
-            if await attempt("object-del", ["id": .string(name)], &report) != nil { report.removed += 1 }
+            if await attempt("object-del", ["id": .string(name)], &report) != nil {
+                report.removed += 1
+            } else {
+                report.clean = false
+            }
         }
     }
 
@@ -192,7 +202,10 @@ public struct GuestRestoration: Sendable {
     private func removeJobs(_ report: inout Report, until deadline: ContinuousClock.Instant) async {
         var cancelled: Set<String> = []
         while true {
-            let jobs = await attempt("query-block-jobs", nil, &report)?.arrayValue ?? []
+            guard let jobs = await attempt("query-block-jobs", nil, &report)?.arrayValue else {
+                report.clean = false
+                return
+            }
             let ours = jobs.compactMap { $0["device"]?.stringValue }.filter(GuestNames.isOurs)
             guard !ours.isEmpty else { return }
             guard clock.now < deadline else {
@@ -210,7 +223,10 @@ public struct GuestRestoration: Sendable {
 
     private func removeNodes(_ report: inout Report, until deadline: ContinuousClock.Instant) async {
         while true {
-            let nodes = await attempt("query-named-block-nodes", ["flat": true], &report)?.arrayValue ?? []
+            guard let nodes = await attempt("query-named-block-nodes", ["flat": true], &report)?.arrayValue else {
+                report.clean = false
+                return
+            }
             let ours = nodes.compactMap { $0["node-name"]?.stringValue }.filter(GuestNames.isOurs)
             guard !ours.isEmpty else { return }
             guard clock.now < deadline else {
@@ -228,7 +244,11 @@ public struct GuestRestoration: Sendable {
     }
 
     private func removeChardevs(_ report: inout Report) async {
-        for entry in await attempt("query-chardev", nil, &report)?.arrayValue ?? [] {
+        guard let chardevs = await attempt("query-chardev", nil, &report)?.arrayValue else {
+            report.clean = false
+            return
+        }
+        for entry in chardevs {
             guard let label = entry["label"]?.stringValue, GuestNames.isOurs(label) else { continue }
             if await attempt("chardev-remove", ["id": .string(label)], &report) != nil {
                 report.removed += 1

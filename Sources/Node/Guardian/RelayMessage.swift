@@ -114,16 +114,3 @@ extension Duration {
     /// Whole milliseconds, rounded down.
     var milliseconds: Int64 { components.seconds * 1_000 + components.attoseconds / 1_000_000_000_000_000 }
 }
-
-/// What the guardian tells the agent first.
-public struct GuardianHello: Sendable, Equatable, Codable {
-    /// The monitor's socket, for an agent that outlives its guardian.
-    public var qmpPath: String
-    /// The process that runs the guest; nil when it cannot be read, with the reason in `processProblem`.
-    public var process: GuestProcess?
-    public var processProblem: String?
-    public var version: QEMUVersion
-    public var outOfBand: Bool
-    /// The guest before the attach.
-    public var saved: SavedGuestState
-}

@@ -160,7 +160,9 @@ final class QMPConnection: ChannelInboundHandler {
     }
 
     func channelInactive(context: ChannelHandlerContext) {
-        fail("QEMU closed the monitor; the guest has ended, or its monitor was removed", greetingFailure: .closed, context)
+        fail(
+            "QEMU closed the monitor; the guest has ended, or its monitor was removed", greetingFailure: .closed,
+            context)
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {

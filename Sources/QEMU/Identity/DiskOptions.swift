@@ -91,7 +91,8 @@ struct DiskOptions {
             used[interface, default: []].insert(index)
             guard id == nil else { continue }
             let media = interface == "ide" || interface == "scsi" ? (cdrom ? "-cd" : "-hd") : ""
-            let name = units > 0 ? "\(interface)\(index / units)\(media)\(index % units)" : "\(interface)\(media)\(index)"
+            let name =
+                units > 0 ? "\(interface)\(index / units)\(media)\(index % units)" : "\(interface)\(media)\(index)"
             out[name] = place
         }
         return out

@@ -69,6 +69,12 @@ public struct FailoverCommand: Sendable, Equatable, Codable {
     /// What could not be carried over (blockers) and what one should know (warnings, notes).
     public var findings: [Finding]
 
+    public init(executable: String, arguments: [String], findings: [Finding]) {
+        self.executable = executable
+        self.arguments = arguments
+        self.findings = findings
+    }
+
     public var hasBlockers: Bool { findings.contains { $0.severity == .blocker } }
 
     /// Builds the command. Pure: looks at nothing but its arguments.
@@ -77,7 +83,8 @@ public struct FailoverCommand: Sendable, Equatable, Codable {
         builder.build()
         let (executable, prefix) = program(identity, substitutions.executable, &builder.findings)
         return FailoverCommand(
-            executable: executable, arguments: prefix + builder.out.flatMap(\.arguments)
+            executable: executable,
+            arguments: prefix + builder.out.flatMap(\.arguments)
                 + substitutions.extraArguments,
             findings: builder.findings)
     }

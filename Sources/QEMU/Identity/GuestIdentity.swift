@@ -39,6 +39,11 @@ public struct GuestIdentity: Sendable, Equatable, Codable {
     /// A description from a newer or an unknown program.
     public struct UnknownFormat: Error, Equatable, CustomStringConvertible {
         public let format: Int
+
+        public init(format: Int) {
+            self.format = format
+        }
+
         public var description: String {
             "the guest's description has format \(format), this program knows \(GuestIdentity.currentFormat); "
                 + "use the version of colo-blk that wrote it"

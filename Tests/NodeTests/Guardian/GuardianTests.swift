@@ -137,6 +137,7 @@ import Testing
             try await Task.sleep(for: .milliseconds(200))
             kill(getpid(), SIGTERM)
             // A second one changes nothing.
+            try await Task.sleep(for: .milliseconds(20))
             kill(getpid(), SIGINT)
         }
         guard case .detached(let reason, let report) = outcome else {
