@@ -25,6 +25,15 @@ public struct AioOperation {
         AioOperation(
             file: file, offset: offset, buffer: UnsafeMutableRawBufferPointer(mutating: buffer), isWrite: true)
     }
+
+    /// Performs this one transfer and waits for it, without a context (pread(2), pwrite(2)).
+    public func perform() throws(IOError) {
+        if isWrite {
+            try file.write(at: offset, from: UnsafeRawBufferPointer(buffer))
+        } else {
+            try file.read(at: offset, into: buffer)
+        }
+    }
 }
 
 /// Runs batches of transfers, many at a time, over libaio (io_submit(2), io_getevents(2)).

@@ -12,13 +12,13 @@ final class DiskIO {
     /// Whether syncs are performed. Without, changes still reach the kernel in order, which a crash of this process
     /// survives, but not one of the machine.
     let durable: Bool
-    private let context: AioContext
+    /// Made when a batch first gains from it.
+    private var context: AioContext?
     /// Called before each change; throwing stands for a crash at that point.
     var fault: ((Step, String) throws(IOError) -> Void)?
 
-    init(durable: Bool) throws(IOError) {
+    init(durable: Bool) {
         self.durable = durable
-        context = try AioContext(depth: 64)
     }
 
     private func step(_ step: Step, _ path: String) throws(IOError) {
@@ -46,15 +46,25 @@ final class DiskIO {
         try file.write(at: write.offset, from: write.bytes)
     }
 
-    func read(_ operations: [AioOperation]) throws(IOError) { try context.run(operations) }
+    func read(_ operations: [AioOperation]) throws(IOError) { try run(operations) }
 
     /// Writes that do not overlap, in any order.
     func write(_ operations: [AioOperation]) throws(IOError) {
-        guard fault != nil else { return try context.run(operations) }
+        guard fault != nil else { return try run(operations) }
         for operation in operations {
             try step(.write, operation.file.path)
-            try context.run([operation])
+            try run([operation])
         }
+    }
+
+    /// Few transfers, and those through the page cache, are as fast one after the other.
+    private func run(_ operations: [AioOperation]) throws(IOError) {
+        guard operations.count > 4, operations[0].file.isDirect else {
+            for operation in operations { try operation.perform() }
+            return
+        }
+        if context == nil { context = try AioContext(depth: 64) }
+        try context?.run(operations)
     }
 
     /// Makes the range read as zeroes, without space where the file system can.

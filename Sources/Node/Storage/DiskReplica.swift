@@ -94,7 +94,7 @@ public final class DiskReplica {
         let size: UInt64
         let found: [Epoch]
         do throws(IOError) {
-            io = try DiskIO(durable: durable)
+            io = DiskIO(durable: durable)
             secondary = try DirectFile(path: "\(directory)/\(DiskFiles.secondary)", mode: .readWrite)
             size = try secondary.size()
             found = try Directory.names(in: directory).compactMap(DiskFiles.hiddenEpoch).sorted()

@@ -147,13 +147,13 @@ struct DiskCrashTests {
 
     @Test(
         "a process crash between any two changes of files leaves exactly the committed checkpoint",
-        arguments: [UInt64(1), 2, 3], [true, false])
+        arguments: [UInt64(1), 2], [true, false])
     func everyCrashPoint(seed: UInt64, durable: Bool) throws {
         let scratch = try DiskScratch(below: Self.place)
         var step = 1
         while true {
             let (story, crash) = try run(scratch.path, stopAt: step, seed: seed, durable: durable)
-            if DiskTool.isInstalled, step % 10 == 0 {
+            if DiskTool.isInstalled, step % 15 == 0 {
                 for name in try FileManager.default.contentsOfDirectory(atPath: scratch.path)
                 where name.hasSuffix(".qcow2") {
                     let check = try DiskTool.run("qemu-img", ["check", "-f", "qcow2", scratch.path + "/" + name])
@@ -168,11 +168,11 @@ struct DiskCrashTests {
         #expect(step > 50, "only \(step) crash points")
     }
 
-    @Test("a crash during the recovery is recovered from", arguments: [UInt64(4), 5])
+    @Test("a crash during the recovery is recovered from", arguments: [UInt64(4)])
     func crashDuringRecovery(seed: UInt64) throws {
         let scratch = try DiskScratch(below: Self.place)
         var recoveries = 0
-        for step in stride(from: 20, to: 100, by: 3) {
+        for step in stride(from: 20, to: 100, by: 5) {
             var inner = 1
             while true {
                 let (story, crash) = try run(scratch.path, stopAt: step, seed: seed, durable: true)
@@ -191,12 +191,12 @@ struct DiskCrashTests {
             }
             try scratch.clear()
         }
-        #expect(recoveries > 60, "only \(recoveries) recoveries were interrupted")
+        #expect(recoveries > 40, "only \(recoveries) recoveries were interrupted")
     }
 
     @Test(
         "in disk durability a power loss at any point, with any unsynced sectors lost, keeps the committed checkpoint",
-        arguments: [UInt64(6), 7, 8])
+        arguments: [UInt64(6), 7])
     func powerLoss(seed: UInt64) throws {
         let scratch = try DiskScratch(below: Self.place)
         var random = DiskRandom(state: seed &* 977)
