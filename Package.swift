@@ -68,18 +68,27 @@ let package = Package(
             swiftSettings: swiftSettings),
 
         // Tests.
-        .testTarget(name: "UnitsTests", dependencies: ["Units"], swiftSettings: swiftSettings),
-        .testTarget(
-            name: "AsyncIOTests", dependencies: ["AsyncIO", "Units", systemPackage], swiftSettings: swiftSettings),
-        .testTarget(name: "NBDTests", dependencies: ["NBD", "Units"], swiftSettings: swiftSettings),
-        .testTarget(name: "QEMUTests", dependencies: ["QEMU", "Units"], swiftSettings: swiftSettings),
-        .testTarget(
-            name: "Qcow2Tests", dependencies: ["Qcow2", "CQcow", "Units"], swiftSettings: swiftSettings),
-        .testTarget(name: "LinkTests", dependencies: ["Link", "Units"], swiftSettings: swiftSettings),
-        .testTarget(
-            name: "BlockReplicaTests", dependencies: ["BlockReplica", "Qcow2", "Units"], swiftSettings: swiftSettings),
-        .testTarget(name: "RamCacheTests", dependencies: ["RamCache", "Units"], swiftSettings: swiftSettings),
-        .testTarget(
-            name: "CheckpointerTests", dependencies: ["Checkpointer", "Units"], swiftSettings: swiftSettings),
+        test("UnitsTests", ["Units"]),
+        test("AsyncIOTests", ["AsyncIO", "Units", systemPackage]),
+        test("NBDTests", ["NBD", "Units"]),
+        test("QEMUTests", ["QEMU", "Units"]),
+        test("Qcow2Tests", ["Qcow2", "CQcow", "Units"]),
+        test("LinkTests", ["Link", "Units"]),
+        test("BlockReplicaTests", ["BlockReplica", "Qcow2", "Units"]),
+        test("RamCacheTests", ["RamCache", "Units"]),
+        test("CheckpointerTests", ["Checkpointer", "Units"]),
+        test(
+            "NodeTests",
+            [
+                "Node", "QEMU", "Units", "AsyncIO", "Qcow2", "BlockReplica", "RamCache", "Link", "Checkpointer", "NBD",
+                "CLinux", nioCore, nioPosix, logging, systemPackage,
+            ]),
+        test("ArchitectureTests", []),
+        // Real guests; black box but for the formats on the wire.
+        test("GuestTests", ["Link", "Checkpointer", "Units", "QEMU"]),
     ]
 )
+
+func test(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .testTarget(name: name, dependencies: dependencies, swiftSettings: swiftSettings)
+}
