@@ -1,7 +1,16 @@
 import ArgumentParser
+import Glibc
 import Node
 
 @main
+enum Main {
+    static func main() async {
+        // Everything that is made here holds the guest's memory or its keys: nobody else may read it.
+        umask(0o077)
+        await ColoBlk.main()
+    }
+}
+
 struct ColoBlk: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "colo-blk",

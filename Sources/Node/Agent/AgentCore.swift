@@ -130,6 +130,15 @@ final class AgentCore {
 
     var hasEnded: Bool { ending != nil }
 
+    /// Whether the migration socket has had its one connection.
+    private var hasMigration = false
+
+    /// Claims the migration stream; true for the first connection only.
+    func takeMigration() -> Bool {
+        defer { hasMigration = true }
+        return !hasMigration
+    }
+
     // MARK: Link
 
     var outstandingBytes: UInt64 { sentTotal - consumedTotal }
@@ -398,7 +407,7 @@ final class AgentCore {
     private func recycle(_ chunk: PageChunk) {
         chunk.removeAll()
         chunksInFlight -= 1
-        if freeChunks.count < 512 { freeChunks.append(chunk) }
+        if freeChunks.count < 128 { freeChunks.append(chunk) }
         onPressureChange()
     }
 

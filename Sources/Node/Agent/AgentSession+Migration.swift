@@ -54,8 +54,6 @@ extension AgentSession {
             }
         }
         progress.say("RAM copied; the first checkpoint is on its way to the secondary")
-        // The sockets stay reachable for the life of the session; QEMU has opened all that it needs.
-        withExtendedLifetime(directory) {}
     }
 
     func showProgress(_ core: NIOLoopBound<AgentCore>, _ guest: ProtectedGuest) async {

@@ -21,6 +21,8 @@ final class AgentSession: Sendable {
     let log: Logger
     let progress: Progress
     private let endings: AsyncStream<AgentEnding>
+    /// Where QEMU's sockets are, to be removed at the end.
+    private let sockets = Mutex<SocketDirectory?>(nil)
     /// The link, for the farewell.
     private let link = Mutex<(channel: any Channel, generation: Generation)?>(nil)
     let end: AsyncStream<AgentEnding>.Continuation
@@ -66,6 +68,7 @@ final class AgentSession: Sendable {
         setup.cancel()
         progress.finish()
         await farewell(ending)
+        sockets.withLock { $0 }?.remove()
         return ending
     }
 
@@ -74,6 +77,7 @@ final class AgentSession: Sendable {
     private func protect() async throws {
         let guest = try await ProtectedGuest.take(relay: relay, options: options, log: log)
         let directory = try SocketDirectory(forProcess: relay.hello.process?.pid)
+        sockets.withLock { $0 = directory }
         let address = try await secondaryAddress(directory)
         let core = try await connect(to: address, guest: guest)
         watchEvents(core)
@@ -86,8 +90,12 @@ final class AgentSession: Sendable {
     private func secondaryAddress(_ directory: SocketDirectory) async throws -> Address {
         if let text = options.secondary { return try Address(parsing: text) }
         guard let store = options.store else { throw Refused(description: "neither a secondary nor a store was named") }
-        let daemon = try SecondaryDaemon.open(
-            options: .init(store: store, proof: true, qemu: nil), log: log)
+        let daemon: SecondaryDaemon
+        do {
+            daemon = try SecondaryDaemon.open(options: .init(store: store, proof: true, qemu: nil), log: log)
+        } catch {
+            throw Refused(description: "\(error)")
+        }
         let address = Address.unix(directory.path("link.sock"))
         let (ready, isReady) = AsyncStream.makeStream(of: Void.self)
         Task.detached { [end] in

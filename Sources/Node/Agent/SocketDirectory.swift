@@ -1,6 +1,6 @@
 import Glibc
 
-/// A directory for the sockets of one attachment that QEMU, and nobody else, can reach. Removed with its owner.
+/// A directory for the sockets of one attachment that QEMU, and nobody else, can reach.
 final class SocketDirectory: Sendable {
     struct Failed: Error, CustomStringConvertible {
         let description: String
@@ -28,7 +28,8 @@ final class SocketDirectory: Sendable {
         }
     }
 
-    deinit {
+    /// Removes it with all sockets. QEMU's connections go on.
+    func remove() {
         guard let stream = opendir(directory) else { return }
         while let entry = readdir(stream) {
             let name = withUnsafePointer(to: &entry.pointee.d_name) {

@@ -15,8 +15,6 @@ struct ControlServer {
     /// Serves until the task is cancelled.
     func run(group: any EventLoopGroup, ready: @Sendable () -> Void = {}) async throws {
         unlink(path)
-        let previous = umask(0o177)
-        defer { umask(previous) }
         let server = try await ServerBootstrap(group: group)
             .bind(unixDomainSocketPath: path, cleanupExistingSocketFile: false) { channel in
                 channel.eventLoop.makeCompletedFuture {

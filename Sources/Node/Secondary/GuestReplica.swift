@@ -81,7 +81,9 @@ actor GuestReplica {
             throw refuse
         } catch {
             try? store.endSession()
-            throw Refuse(code: .internal, message: "the store of '\(name)': \(error)")
+            throw Refuse(
+                code: StorageErrors.isNoSpace(error) ? .storeFull : .internal,
+                message: "the store of '\(name)': \(error)")
         }
     }
 
@@ -120,8 +122,8 @@ actor GuestReplica {
             try store.layOutRam(layout)
         case .boundary(_, let opened):
             try store.boundary(opened: opened)
-        case .expectDeviceState(_, let bytes):
-            store.expectDeviceState(bytes)
+        case .expectDeviceState:
+            store.expectDeviceState()
         case .appendDeviceState:
             try frame.withPayload { bytes in
                 store.appendDeviceState(try DeviceState.decode(bytes).bytes)
@@ -263,6 +265,7 @@ actor GuestReplica {
             lastEnd = "failed over"
         }
         if !wasPromoted { try store.promote() }
+        lastEnd = nil
         let disks = try activeDisks(wasPromoted: wasPromoted)
         let plan = try plan(.failover, disks: disks, options: options)
         let stream = store.restoreStream

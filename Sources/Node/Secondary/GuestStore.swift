@@ -139,7 +139,10 @@ final class GuestStore {
     private func diskDirectory(_ id: String) -> String { "\(directory)/disks/\(id)" }
 
     private func openDisk(_ id: String, durable: Bool) throws -> DiskReplica {
-        try DiskReplica(directory: diskDirectory(id), durable: durable)
+        // As much as a primary's budget lets it send between a boundary and the seal before it.
+        var limits = DiskReplica.Limits()
+        limits.bufferBytes = 256 << 20
+        return try DiskReplica(directory: diskDirectory(id), durable: durable, limits: limits)
     }
 
     private func ramConfiguration(_ durability: Durability) throws -> RamStore.Configuration {
@@ -168,15 +171,12 @@ final class GuestStore {
         let durable = hello.durability == .disk
         if record == nil {
             try removeDisks()
-            for disk in hello.disks {
-                do {
-                    _ = try DiskReplica.create(directory: diskDirectory(disk.id), size: disk.size, durable: durable)
-                } catch {
-                    guard case .overlay(_, let reason) = error else { throw error }
-                    throw Refuse(code: .diskTooLarge, message: "disk '\(disk.id)' of \(disk.size) bytes: \(reason)")
-                }
+            do {
+                try makeDisks(hello.disks, durable: durable)
+            } catch {
+                try? removeDisks()
+                throw error
             }
-            if durable { try DirectFile.syncDirectory("\(directory)/disks") }
         } else {
             try checkDisks(hello)
         }
@@ -187,6 +187,18 @@ final class GuestStore {
         session = OpenSession(id: hello.session, durability: hello.durability, firstEpoch: first)
         for disk in disks { try disk.replica.beginEpoch(first, preserve: record != nil) }
         return first
+    }
+
+    private func makeDisks(_ disks: [Hello.Disk], durable: Bool) throws {
+        for disk in disks {
+            do {
+                _ = try DiskReplica.create(directory: diskDirectory(disk.id), size: disk.size, durable: durable)
+            } catch {
+                guard case .overlay(_, let reason) = error else { throw error }
+                throw Refuse(code: .diskTooLarge, message: "disk '\(disk.id)' of \(disk.size) bytes: \(reason)")
+            }
+        }
+        if durable { try DirectFile.syncDirectory("\(directory)/disks") }
     }
 
     private func checkDisks(_ hello: Hello) throws {
@@ -259,10 +271,8 @@ final class GuestStore {
         try ram.stage(epoch: epoch, batch: batch)
     }
 
-    func expectDeviceState(_ count: UInt64) {
-        session?.device.removeAll(keepingCapacity: true)
-        session?.device.reserveCapacity(Int(count))
-    }
+    /// The device state of an epoch begins. Its room grows with what comes, not with what was announced.
+    func expectDeviceState() { session?.device.removeAll(keepingCapacity: true) }
 
     func appendDeviceState(_ bytes: UnsafeRawBufferPointer) { session?.device.append(contentsOf: bytes) }
 
