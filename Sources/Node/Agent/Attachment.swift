@@ -74,6 +74,7 @@ public enum Attachment {
         var configuration = Guardian.Configuration(
             qmpPath: options.qmp, agentExecutable: program, agentArguments: ["agent", encoded])
         configuration.guestPID = options.pid
+        configuration.claimsGuest = true
         let loop = MultiThreadedEventLoopGroup.singleton.next()
         let outcome = await Guardian(configuration: configuration, eventLoop: loop, log: log).run()
         switch outcome {

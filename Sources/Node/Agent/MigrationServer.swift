@@ -12,12 +12,20 @@ final class MigrationHandler: ChannelInboundHandler {
     /// Bytes that the stream has not yet taken: less than one item of it.
     private var rest = ByteBuffer()
     private var reading = true
+    /// QEMU connects once. Whoever comes later is not QEMU and is shown out.
+    private var isWelcome = false
 
     init(core: AgentCore) {
         self.core = core
     }
 
     func channelActive(context: ChannelHandlerContext) {
+        isWelcome = core.takeMigration()
+        guard isWelcome else {
+            core.log.warning("a second connection to the migration socket was closed")
+            context.close(promise: nil)
+            return
+        }
         let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
         core.onPressureChange = { bound.value.0.adjustReading(bound.value.1) }
         core.onOwed = { bound.value.0.answer(bound.value.1) }
@@ -25,6 +33,7 @@ final class MigrationHandler: ChannelInboundHandler {
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        guard isWelcome else { return }
         var input = unwrapInboundIn(data)
         if rest.readableBytes > 0 {
             rest.writeBuffer(&input)
@@ -99,12 +108,20 @@ final class MigrationHandler: ChannelInboundHandler {
     }
 
     func channelInactive(context: ChannelHandlerContext) {
-        core.end(.migrationEnded("\(stream.connectionClosed())"))
+        if isWelcome { core.end(.migrationEnded(Self.words(stream.connectionClosed()))) }
         context.fireChannelInactive()
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
-        core.end(.migrationEnded("migration socket: \(error)"))
+        if isWelcome { core.end(.migrationEnded("migration socket: \(error)")) }
         context.close(promise: nil)
+    }
+
+    /// A stream that ends before the first checkpoint has a usual suspect.
+    private static func words(_ error: MigrationStreamError) -> String {
+        let isEarly = error.reason == .connectionClosed && error.state == .running && error.checkpoint == 0
+        guard isEarly else { return "\(error)" }
+        return "QEMU ended the migration after the initial copy instead of entering COLO, as 10.0.0 to 10.1.x are "
+            + "known to do; docs/qemu-versions.md names versions that work (\(error))"
     }
 }

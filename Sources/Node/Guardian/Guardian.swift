@@ -29,6 +29,8 @@ public final class Guardian: Sendable {
         public var grace: Duration = .milliseconds(300)
         /// Whether SIGINT and SIGTERM end the guardianship. The handlers stay in the process.
         public var handlesSignals = true
+        /// Whether a guest that another guardian holds, through another monitor, is refused.
+        public var claimsGuest = false
 
         public init(qmpPath: String, agentExecutable: String, agentArguments: [String]) {
             self.qmpPath = qmpPath
@@ -40,6 +42,8 @@ public final class Guardian: Sendable {
     private enum Incident: Sendable {
         case agent(GuardianRelayHandler.Report)
         case agentEnded(AgentProcess.Ending)
+        /// The dead agent's connection has had its time to end.
+        case lastWordsOver
         case detachRequested(String)
         case graceOver
         case guestGone(String)
@@ -90,11 +94,19 @@ public final class Guardian: Sendable {
         }
         client.whenClosed { [incident] in incident.yield(.guestGone($0)) }
         do {
+            let claim = try claim(client)
+            defer { withExtendedLifetime(claim) {} }
+            try await GuestRestoration.removeRemains(ofDeadAttachIn: client, log: log)
             let saved = try await SavedGuestState.capture(client)
             return try await attend(client, saved)
         } catch {
             return .notStarted(reason: "\(error)")
         }
+    }
+
+    private func claim(_ client: QMPClient) throws(GuestClaim.Taken) -> GuestClaim? {
+        guard configuration.claimsGuest, let pid = configuration.guestPID ?? client.peerPID else { return nil }
+        return try GuestClaim(pid: pid)
     }
 
     private func watchSignals() async throws -> SignalWatch {
@@ -131,6 +143,7 @@ public final class Guardian: Sendable {
     /// Waits for the end of the guardianship. Nil: the guest has ended.
     private func watch(_ relay: Relay, _ agent: AgentProcess) async -> Cause? {
         var wish: String?
+        var ended: AgentProcess.Ending?
         for await next in incidents {
             switch next {
             case .guestGone(let reason):
@@ -154,16 +167,25 @@ public final class Guardian: Sendable {
             case .agent(.malformed(let words)):
                 return Cause(reason: "it talks nonsense: \(words)", wished: wish != nil)
             case .agent(.closed):
+                if let ended { return death(ended, wish) }
                 // How it died is better than that it died; the child's end is known within a millisecond or two.
                 agent.kill()
                 return Cause(reason: wish ?? "its connection closed", wished: wish != nil)
             case .agentEnded(let ending):
-                var cause = Cause(reason: wish ?? "\(ending)", wished: wish != nil, agentLeaves: true)
-                if case .exited(let status) = ending { cause.exitCode = status }
-                return cause
+                // Its last words may still be in the socket, and come before the socket's end.
+                ended = ending
+                eventLoop.scheduleTask(in: .milliseconds(50)) { [incident] in incident.yield(.lastWordsOver) }
+            case .lastWordsOver:
+                if let ended { return death(ended, wish) }
             }
         }
         return Cause(reason: "the guardian was cancelled", wished: true)
+    }
+
+    private func death(_ ending: AgentProcess.Ending, _ wish: String?) -> Cause {
+        var cause = Cause(reason: wish ?? "\(ending)", wished: wish != nil, agentLeaves: true)
+        if case .exited(let status) = ending { cause.exitCode = status }
+        return cause
     }
 
     /// Restores the guest, sees the agent off, and says how it went.

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import Link
 import Logging
@@ -24,15 +25,19 @@ struct LinkServer {
             .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
             .childChannelOption(.recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: 256 << 10))
         let server: NIOAsyncChannel<Inbound, Never>
-        switch address.place {
-        case .unix(let path):
-            unlink(path)
-            server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: Self.prepare)
-            chmod(path, 0o600)
-        case .tcp(let host, let port):
-            server = try await bootstrap
-                .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
-                .bind(host: host, port: port, childChannelInitializer: Self.prepare)
+        do {
+            switch address.place {
+            case .unix(let path):
+                try Self.clear(path)
+                server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: Self.prepare)
+                chmod(path, 0o600)
+            case .tcp(let host, let port):
+                server = try await bootstrap
+                    .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
+                    .bind(host: host, port: port, childChannelInitializer: Self.prepare)
+            }
+        } catch {
+            throw CannotListen(description: "\(address) cannot be listened on: \(error); say another --listen address")
         }
         ready(server.channel)
         try await withThrowingDiscardingTaskGroup { tasks in
@@ -42,6 +47,23 @@ struct LinkServer {
                 }
             }
         }
+    }
+
+    private struct CannotListen: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    /// Removes a socket that nobody listens to any more, and nothing else.
+    private static func clear(_ path: String) throws(CannotListen) {
+        let kind = clx_file_kind(path)
+        guard kind > 0 else { return }
+        guard kind == 1 else { throw CannotListen(description: "something that is no socket is there") }
+        let descriptor = clx_connect_unix(path)
+        guard descriptor < 0 else {
+            close(descriptor)
+            throw CannotListen(description: "the address is in use by another process")
+        }
+        unlink(path)
     }
 
     @Sendable
@@ -63,36 +85,49 @@ struct LinkServer {
                 let deadline = link.channel.eventLoop.scheduleTask(in: .seconds(Self.helloSeconds)) {
                     link.channel.close(promise: nil)
                 }
-                guard let first = try await frames.next() else { return }
-                deadline.cancel()
-                guard first.kind == .hello else {
-                    throw Refuse(code: .protocol, message: "the first frame is hello, not \(first.kind)")
-                }
-                let hello = try first.withPayload { bytes in try Hello.decode(bytes) }
-                let session = LinkSession(label: hello.label, channel: link.channel)
-                let replica: GuestReplica
-                let welcome: Welcome
                 do {
-                    guard hello.protocolVersion == UInt16(FrameHeader.version) else {
-                        throw Refuse(
-                            code: .version,
-                            message: "the primary speaks link version \(hello.protocolVersion), this is "
-                                + "\(FrameHeader.version); use the same release on both hosts")
-                    }
-                    replica = try await self.replica(hello)
-                    welcome = try await replica.open(hello, session: session)
+                    guard let hello = try await Self.hello(&frames) else { return }
+                    deadline.cancel()
+                    let session = LinkSession(label: hello.label, channel: link.channel)
+                    let replica = try await self.replica(hello)
+                    let welcome = try await replica.open(hello, session: session)
+                    session.send(welcome, generation: welcome.generation)
+                    await follow(&frames, session, replica, welcome, link.channel)
                 } catch let refuse as Refuse {
-                    log.warning("primary refused", metadata: ["peer": "\(peer)", "guest": "\(hello.guest)", "reason": "\(refuse.message)"])
-                    session.send(refuse, generation: Generation(0))
+                    log.warning("primary refused", metadata: ["peer": "\(peer)", "reason": "\(refuse.message)"])
+                    LinkSession(label: peer, channel: link.channel).send(refuse, generation: Generation(0))
                     try await Task.sleep(for: .milliseconds(100))
-                    return
                 }
-                session.send(welcome, generation: welcome.generation)
-                await follow(&frames, session, replica, welcome, link.channel)
             }
         } catch {
             log.warning("link dropped", metadata: ["peer": "\(peer)", "reason": "\(error)"])
         }
+    }
+
+    /// The first word of a primary; nil when it leaves without one.
+    private static func hello(
+        _ frames: inout NIOAsyncChannelInboundStream<LinkFrame>.AsyncIterator
+    ) async throws -> Hello? {
+        let first: LinkFrame
+        do {
+            guard let next = try await frames.next() else { return nil }
+            first = next
+        } catch LinkError.unsupportedVersion(let version) {
+            throw otherVersion(UInt16(version))
+        }
+        guard first.kind == .hello else {
+            throw Refuse(code: .protocol, message: "the first frame is hello, not \(first.kind)")
+        }
+        let hello = try first.withPayload { bytes in try Hello.decode(bytes) }
+        guard hello.protocolVersion == UInt16(FrameHeader.version) else { throw otherVersion(hello.protocolVersion) }
+        return hello
+    }
+
+    private static func otherVersion(_ version: UInt16) -> Refuse {
+        Refuse(
+            code: .version,
+            message: "the primary speaks link version \(version), this is \(FrameHeader.version); use the same "
+                + "release on both hosts")
     }
 
     /// Takes in frames until the link or the replica ends it.

@@ -51,8 +51,7 @@ final class Store: Sendable {
             try Directory.rename(temporary, to: info)
             try DirectFile.syncDirectory(directory)
         }
-        let description = try StoreDescription.decode(try WholeFile.read(info, limit: StoreDescription.lengthMax))
-        return Store(directory: directory, description: description, lock: lock)
+        return Store(directory: directory, description: try describe(directory, info), lock: lock)
     }
 
     private static func lockFile(_ directory: String) throws -> FileLock {
@@ -63,6 +62,15 @@ final class Store: Sendable {
             throw Failed(
                 description: "store \(directory) is in use by another colo-blk process; use its verbs (status, failover), "
                     + "or stop it first")
+        }
+    }
+
+    private static func describe(_ directory: String, _ info: String) throws -> StoreDescription {
+        let bytes = try WholeFile.read(info, limit: StoreDescription.lengthMax)
+        do {
+            return try StoreDescription.decode(bytes)
+        } catch {
+            throw Failed(description: "\(directory)/\(error)")
         }
     }
 
