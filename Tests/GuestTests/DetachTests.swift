@@ -24,7 +24,7 @@ extension RealGuests {
                     let status = try secondary.status(name)
                     #expect(status["state"].string == "idle", "\(status)")
                     #expect(try secondary.committedEpoch(name) >= epoch, "the replica keeps its last checkpoint")
-                    scene.say("round \(round): protected after \(seconds) s, detached at epoch \(epoch)")
+                    scene.say("round \(round): protected after \(Figure.text(seconds)) s, detached at epoch \(epoch)")
                 }
             }
         }

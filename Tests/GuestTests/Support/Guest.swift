@@ -57,7 +57,7 @@ final class Guest {
         let writes = options.hasDisk && (options.workload == .disk || options.workload == .all)
         return Guest(
             pid: process.pid, qmpPath: directory + "/qmp.sock", watchPath: watch,
-            serial: SerialLog(path: directory + "/serial.log", startsInside: false),
+            serial: SerialLog(path: directory + "/serial.log"),
             qemuLog: directory + "/qemu.log",
             writingDisks: writes ? (options.shape == "q35" ? 2 : 1) : 0, process: process)
     }
@@ -74,7 +74,7 @@ final class Guest {
             throw TestFailure("the failover's command has no serial0.log: \(report)")
         }
         return Guest(
-            pid: pid_t(pid), qmpPath: qmp, watchPath: watchPath, serial: SerialLog(path: serial, startsInside: true),
+            pid: pid_t(pid), qmpPath: qmp, watchPath: watchPath, serial: SerialLog(path: serial),
             qemuLog: URL(fileURLWithPath: serial).deletingLastPathComponent().path + "/guest.log",
             writingDisks: original.writingDisks, process: nil)
     }

@@ -120,6 +120,24 @@ final class Scene {
     /// A time between two, from the seed.
     func randomMilliseconds(_ range: ClosedRange<Int>) -> Int { Int.random(in: range, using: &random) }
 
+    // MARK: Shared memory
+
+    private static let memory = "/dev/shm/colo-blk-\(geteuid())"
+
+    /// The folder in shared memory where a secondary keeps a guest's RAM.
+    func memoryFolder(of name: String) throws -> String {
+        let entries = try FileManager.default.contentsOfDirectory(atPath: Self.memory)
+        guard let entry = entries.first(where: { $0.hasSuffix("-" + name) }) else {
+            throw TestFailure("nothing of \(name) in \(Self.memory): \(entries)")
+        }
+        return "\(Self.memory)/\(entry)"
+    }
+
+    /// What a reboot of the secondary's machine does.
+    func loseMemory(of name: String) throws {
+        try FileManager.default.removeItem(atPath: memoryFolder(of: name))
+    }
+
     // MARK: The end
 
     private var lastWords: String {
@@ -143,10 +161,7 @@ final class Scene {
         for guest in guests { try? guest.kill() }
         for secondary in secondaries { try? secondary.kill() }
         if failed, Settings.keepsDirectories { return }
-        let memory = "/dev/shm/colo-blk-\(geteuid())"
-        for entry in (try? FileManager.default.contentsOfDirectory(atPath: memory)) ?? [] {
-            if names.contains(where: { entry.hasSuffix("-" + $0) }) { try? FileManager.default.removeItem(atPath: "\(memory)/\(entry)") }
-        }
+        for name in names { try? loseMemory(of: name) }
         try? FileManager.default.removeItem(atPath: directory)
     }
 }

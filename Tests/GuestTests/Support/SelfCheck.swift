@@ -41,15 +41,17 @@ struct SelfCheck: CustomStringConvertible {
         }
         guard let first = serial.firstTick else { throw TestFailure("no tick of the restored guest") }
         let lost = lastTick.number - (first.number - 1)
+        // A tick's line may have been cut in two by the checkpoint: no log has it whole.
+        let isCut = serial.fragment != nil
         guard first.boot == lastTick.boot else {
             throw TestFailure("another guest: boot \(first.boot) after boot \(lastTick.boot)")
         }
-        guard lost >= 0 else { throw TestFailure("tick \(first.number) follows tick \(lastTick.number): one is missing") }
+        guard lost >= (isCut ? -1 : 0) else { throw TestFailure("tick \(first.number) follows tick \(lastTick.number): one is missing") }
         guard lost <= mostLostTicks else {
             throw TestFailure("\(lost) ticks lost, more than \(mostLostTicks): tick \(first.number) after \(lastTick.number)")
         }
         return SelfCheck(
             epoch: report["epoch"].int ?? -1, milliseconds: report["millisecondsToRunning"].double ?? -1,
-            lostTicks: lost, ramRounds: serial.ramLines, diskReports: serial.diskLines.values.reduce(0, +))
+            lostTicks: max(0, lost), ramRounds: serial.ramLines, diskReports: serial.diskLines.values.reduce(0, +))
     }
 }

@@ -10,8 +10,10 @@ final class SerialLog {
     let path: String
     private var offset: UInt64 = 0
     private var rest: [UInt8] = []
-    private var isFirstLine: Bool
+    private var isFirstLine = true
 
+    /// The end of a line that a restored guest was printing at its checkpoint.
+    private(set) var fragment: String?
     private(set) var firstTick: Tick?
     private(set) var lastTick: Tick?
     private(set) var ramRounds = 0
@@ -22,11 +24,7 @@ final class SerialLog {
     /// Everything that must never be said: wrong RAM, wrong records, a tick out of turn, a kernel in trouble.
     private(set) var faults: [String] = []
 
-    /// - Parameter startsInside: the log may begin in the middle of a line, as that of a restored guest does.
-    init(path: String, startsInside: Bool) {
-        self.path = path
-        isFirstLine = startsInside
-    }
+    init(path: String) { self.path = path }
 
     /// Reads what is new.
     func read() {
@@ -47,14 +45,17 @@ final class SerialLog {
         "RAMFAIL", "DISKFAIL", "Kernel panic", "Oops", "BUG:", "Call Trace", "I/O error", "SELFCHECK bad", "soft lockup",
     ]
 
+    private static let kinds = ["TICK", "RAMOK", "DISKOK", "DISKSCAN", "NETOK", "SELFCHECK"]
+
     private func take(_ line: String) {
-        defer { isFirstLine = false }
+        if isFirstLine, !Self.kinds.contains(where: { line.hasPrefix($0 + " ") }) { fragment = line }
+        isFirstLine = false
         let words = line.split(separator: " ").map(String.init)
         if let alarm = Self.alarms.first(where: { line.contains($0) }) {
             if faults.count < 20 { faults.append("\(alarm): \(line)") }
             return
         }
-        guard !isFirstLine, let kind = words.first, words.count > 1 else { return }
+        guard let kind = words.first, words.count > 1 else { return }
         switch kind {
         case "TICK":
             guard let number = Int(words[1]), words.count > 2, words[2].hasPrefix("boot=") else { return }

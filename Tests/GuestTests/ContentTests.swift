@@ -1,0 +1,169 @@
+import Foundation
+import Glibc
+import Testing
+
+extension RealGuests {
+    /// What is committed is the primary's content at that moment, byte for byte.
+    ///
+    /// The guest is stopped by hand between two checkpoints. Nothing changes from then on until the next checkpoint has
+    /// been taken, so what RAM and disks hold while it stands still is what that checkpoint must hold.
+    @Suite struct ContentTests {
+        private static let ramBytes = 262_152 << 10
+        /// Device memory and firmware shadows: not a part of RAM as the file has it.
+        private static let hole = 0xA0000..<0x10_0000
+
+        @Test func ramAndDisksOfACheckpointAreThoseOfTheStoppedGuest() throws {
+            try Scene.run("content") { scene in
+                let guest = try scene.launch(.init(workload: .all))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "3s"])
+                try attach.waitUntilProtected()
+                try secondary.waitForProof(name)
+                for round in 1...Settings.rounds {
+                    let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                    let cache = try ramCache(scene, name)
+                    let different = try Content.differentPages(snapshot.ram, cache, skipping: Self.hole)
+                    #expect(different.isEmpty, "RAM pages of epoch \(snapshot.epoch): \(different.prefix(20))")
+                    scene.say("round \(round): epoch \(snapshot.epoch): RAM compared, \(different.count) pages differ")
+                }
+                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                try guest.kill()
+                try attach.waitForExit(3)
+                try compareRestored(snapshot, guest, secondary, name, scene)
+            }
+        }
+
+        @Test func theDiskOfADetachedReplicaIsThatOfTheStoppedGuest() throws {
+            try Scene.run("content-detached") { scene in
+                let guest = try scene.launch(.init(workload: .disk))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "3s"])
+                try attach.waitUntilProtected()
+                try secondary.waitForProof(name)
+                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                // What the guest writes now belongs to an epoch that is never committed, and must be taken back.
+                pause(milliseconds: 1500)
+                try attach.detach()
+                #expect(try secondary.committedEpoch(name) == snapshot.epoch)
+                let folder = "\(secondary.store)/\(name)/disks"
+                let disk = try #require(try FileManager.default.contentsOfDirectory(atPath: folder).first)
+                let different = try Content.differentPages(snapshot.disk, "\(folder)/\(disk)/secondary.raw")
+                #expect(different.isEmpty, "blocks that differ: \(different.prefix(20))")
+                let moved = try Content.differentPages(snapshot.disk, "\(scene.directory)/g0/disk0.raw")
+                #expect(!moved.isEmpty, "the guest has written since")
+                scene.say("epoch \(snapshot.epoch): the disk is equal; the primary's own has moved on by \(moved.count) blocks")
+            }
+        }
+
+        private struct Snapshot {
+            let epoch: Int
+            let ram: String
+            let disk: String
+        }
+
+        /// Stops the guest, copies what it holds, and lets the next checkpoint be committed.
+        private func stopAtCheckpoint(
+            _ guest: Guest, _ secondary: Secondary, _ name: String, _ scene: Scene
+        ) throws -> Snapshot {
+            let watch = try guest.watch()
+            let ram = "\(scene.directory)/ram"
+            let disk = "\(scene.directory)/disk"
+            for _ in 1...5 {
+                // Right behind a checkpoint, so that there is time until the next one.
+                let epoch = try secondary.waitForCheckpoints(1, of: name)
+                try watch.drain()
+                let seen = watch.events.count
+                try watch.execute("stop")
+                for path in [ram, disk] { unlink(path) }
+                try watch.execute("pmemsave", ["val": 0, "size": Self.ramBytes, "filename": ram], within: 60)
+                try FileManager.default.copyItem(atPath: "\(scene.directory)/g0/disk0.raw", toPath: disk)
+                try watch.drain()
+                let resumed = watch.events[seen...].contains { $0.name == "RESUME" }
+                let now = try secondary.committedEpoch(name)
+                if resumed || now != epoch {
+                    scene.say("a checkpoint came in between; once more")
+                    continue
+                }
+                let next = try secondary.waitForCheckpoints(1, of: name)
+                guard next == epoch + 1 else { throw TestFailure("epoch \(next) follows \(epoch)") }
+                return Snapshot(epoch: next, ram: ram, disk: disk)
+            }
+            throw TestFailure("no moment between two checkpoints could be used")
+        }
+
+        /// The file of the guest's RAM in the cache of the last commit.
+        private func ramCache(_ scene: Scene, _ name: String) throws -> String {
+            let folder = try scene.memoryFolder(of: name)
+            let caches = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.hasPrefix("cache-") }
+            for cache in caches {
+                let files = try FileManager.default.contentsOfDirectory(atPath: "\(folder)/\(cache)")
+                for file in files where Content.size("\(folder)/\(cache)/\(file)") == Self.ramBytes {
+                    return "\(folder)/\(cache)/\(file)"
+                }
+            }
+            throw TestFailure("no file of \(Self.ramBytes) bytes in the caches \(caches) of \(folder)")
+        }
+
+        private func compareRestored(
+            _ snapshot: Snapshot, _ guest: Guest, _ secondary: Secondary, _ name: String, _ scene: Scene
+        ) throws {
+            guest.serial.read()
+            let last = try #require(guest.serial.lastTick)
+            let (restored, report) = try scene.failover(secondary, name, of: guest, options: ["--paused"])
+            #expect(report["epoch"].int == snapshot.epoch)
+            let watch = try restored.watch()
+            #expect(try watch.execute("query-status")["running"].bool == false)
+            let ram = "\(scene.directory)/ram-restored"
+            try watch.execute("pmemsave", ["val": 0, "size": Self.ramBytes, "filename": ram], within: 60)
+            let different = try Content.differentPages(snapshot.ram, ram)
+            #expect(different.isEmpty, "RAM pages of the restored guest: \(different.prefix(20))")
+            let active = "\(secondary.store)/\(name)/disks"
+            let disk = try #require(try FileManager.default.contentsOfDirectory(atPath: active).first)
+            let flat = "\(scene.directory)/disk-restored"
+            try Content.convert("\(active)/\(disk)/active.qcow2", to: flat, scene)
+            let blocks = try Content.differentPages(snapshot.disk, flat)
+            #expect(blocks.isEmpty, "disk blocks of the restored guest: \(blocks.prefix(20))")
+            try watch.execute("cont")
+            let check = try SelfCheck.follow(restored, after: last, report: report, seconds: 3, mostLostTicks: 80)
+            scene.say("epoch \(snapshot.epoch): RAM and disk of the restored guest are equal; \(check)")
+        }
+    }
+}
+
+/// Comparing files.
+private enum Content {
+    static func size(_ path: String) -> Int {
+        var status = stat()
+        return stat(path, &status) == 0 ? Int(status.st_size) : -1
+    }
+
+    /// The numbers of the 4 KiB pages in which two files differ.
+    static func differentPages(_ one: String, _ other: String, skipping hole: Range<Int> = 0..<0) throws -> [Int] {
+        let first = try Data(contentsOf: URL(fileURLWithPath: one), options: .alwaysMapped)
+        let second = try Data(contentsOf: URL(fileURLWithPath: other), options: .alwaysMapped)
+        guard first.count == second.count else {
+            throw TestFailure("\(one) has \(first.count) bytes, \(other) has \(second.count)")
+        }
+        return first.withUnsafeBytes { left in
+            second.withUnsafeBytes { right in
+                guard let left = left.baseAddress, let right = right.baseAddress else { return [] }
+                return stride(from: 0, to: first.count, by: 4096).filter { offset in
+                    let count = min(4096, first.count - offset)
+                    return !hole.contains(offset) && memcmp(left + offset, right + offset, count) != 0
+                }.map { $0 / 4096 }
+            }
+        }
+    }
+
+    /// What a guest would read from an image, as a raw file; the image may be in use.
+    static func convert(_ image: String, to flat: String, _ scene: Scene) throws {
+        let log = "\(scene.directory)/qemu-img.log"
+        let process = try ChildProcess(
+            "qemu-img", "qemu-img", ["convert", "-U", "-f", "qcow2", "-O", "raw", image, flat], output: log)
+        guard try process.waitForExit(within: 60) == 0 else { throw TestFailure("qemu-img: \(tail(of: log))") }
+    }
+}
