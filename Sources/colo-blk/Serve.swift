@@ -51,6 +51,10 @@ private struct DaemonService: Service {
     let address: Address
 
     func run() async throws {
-        try await cancelWhenGracefulShutdown { try await daemon.run(listen: address) }
+        do {
+            try await cancelWhenGracefulShutdown { try await daemon.run(listen: address) }
+        } catch is CancellationError {
+            // The end that was asked for.
+        }
     }
 }

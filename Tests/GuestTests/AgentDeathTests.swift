@@ -106,16 +106,22 @@ extension RealGuests {
                     let attach = try stage.attach(["--interval", "30ms"])
                     try attach.waitUntilProtected()
                     let agent = try attach.agent()
-                    attach.guardian.signal(SIGSTOP)
+                    // Frozen, the agent cannot restore the guest when it loses its guardian.
                     try stage.freeze(agent, whileGuestIsStopped: inside)
                     attach.guardian.signal(SIGKILL)
                     _ = Glibc.kill(agent, SIGKILL)
                     _ = try attach.guardian.waitForExit(within: 5)
                     try waitUntil("the agent is gone", within: 5) { !ProcessTable.isAlive(agent) }
                     // Nobody is left to help; the next attach does.
+                    let running = try guestRuns(stage)
+                    #expect(running != inside, "the guest \(running ? "runs" : "stands still")")
                     try stage.attachAgain()
                 }
             }
+        }
+
+        private func guestRuns(_ stage: Stage) throws -> Bool {
+            try stage.guest.watch().execute("query-status")["running"].bool ?? false
         }
 
         // MARK: Stage

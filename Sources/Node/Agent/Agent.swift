@@ -24,12 +24,14 @@ public enum Agent {
             let relay = try await AgentRelay.connect(eventLoop: loop)
             let session = AgentSession(options: options, relay: relay, loop: loop, log: log)
             let ending = await session.run()
-            if case .guardianGone = ending {
-                _ = await relay.restoreWithoutGuardian(eventLoop: loop, log: log)
-            } else {
-                await relay.bye(reason: ending.reason, exitCode: ending.exitCode)
+            // The guardian's death may first show as a command that fails, and it may die while we take our leave.
+            if await !relay.guardianIsGone { await relay.bye(reason: ending.reason, exitCode: ending.exitCode) }
+            guard await relay.guardianIsGone else { return ending.exitCode }
+            log.notice("the guardian died; restoring the guest")
+            if let report = await relay.restoreWithoutGuardian(eventLoop: loop, log: log) {
+                log.notice("the guest was restored", metadata: ["report": "\(report)"])
             }
-            return ending.exitCode
+            return AgentExit.protectionEnded
         } catch {
             log.error("\(error)")
             return AgentExit.refused

@@ -234,7 +234,9 @@ final class AgentCore {
             end(.secondaryRefused(refuse.message))
         case .close:
             let bye = try frame.withPayload { bytes in try Bye.decode(bytes) }
-            end(.detach("the secondary ended the session: \(bye.reason)"))
+            let words = "the secondary ended the session: \(bye.reason)"
+            // An operator there may end the protection; a replica that became the guest takes it away.
+            end(bye.code == ByeCode.fenced ? .failed(words) : .detach(words))
         case .loaded, .replied, .echoed, .readWelcome:
             break
         }

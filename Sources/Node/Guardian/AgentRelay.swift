@@ -103,6 +103,15 @@ public final class AgentRelay: QMPExecutor {
         try? await promise.futureResult.get()
     }
 
+    /// Whether the connection to the guardian has ended.
+    public var guardianIsGone: Bool {
+        get async {
+            await withCheckedContinuation { continuation in
+                socket.onLoop { continuation.resume(returning: $0.closed) }
+            }
+        }
+    }
+
     /// For an agent whose guardian died: opens the monitor and restores the guest as the guardian would have done.
     /// - Returns: nil when the monitor cannot be opened; the reason was logged.
     public func restoreWithoutGuardian(eventLoop: any EventLoop, log: Logger) async -> GuestRestoration.Report? {

@@ -29,7 +29,8 @@ final class AgentRelayHandler: ChannelInboundHandler {
     private var waiting: [Int64: Waiting] = [:]
     private var observers: [Int: AsyncStream<QMPEvent>.Continuation] = [:]
     private var nextObserver = 0
-    private var closed = false
+    /// The guardian's end is gone.
+    private(set) var closed = false
 
     init(hello: EventLoopPromise<JSONValue>, heartbeat: TimeAmount, order: @escaping (AgentOrder) -> Void) {
         self.hello = hello

@@ -96,7 +96,9 @@ public final class Guardian: Sendable {
         do {
             let claim = try claim(client)
             defer { withExtendedLifetime(claim) {} }
-            try await GuestRestoration.removeRemains(ofDeadAttachIn: client, log: log)
+            if configuration.claimsGuest {
+                try await GuestRestoration.removeRemains(ofDeadAttachIn: client, log: log)
+            }
             let saved = try await SavedGuestState.capture(client)
             return try await attend(client, saved)
         } catch {

@@ -46,7 +46,8 @@ actor GuestReplica {
     // MARK: Sessions
 
     /// Decides about a primary that said hello. Returns what to answer.
-    func open(_ hello: Hello, session newSession: LinkSession) throws -> Welcome {
+    func open(_ hello: Hello, session newSession: LinkSession) async throws -> Welcome {
+        await waitForTheDead()
         if store.isPromoted {
             throw Refuse(
                 code: .failedOver,
@@ -84,6 +85,15 @@ actor GuestReplica {
             throw Refuse(
                 code: StorageErrors.isNoSpace(error) ? .storeFull : .internal,
                 message: "the store of '\(name)': \(error)")
+        }
+    }
+
+    /// A primary whose connection has ended may still be in our books, while its last checkpoint is committed or proven.
+    /// The next one, which may well be the same guest, waits until it is closed rather than being refused.
+    private func waitForTheDead() async {
+        let began = MonotonicClock.now()
+        while let session, !session.isConnected, MonotonicClock.now().nanoseconds(since: began) < 25_000_000_000 {
+            try? await Task.sleep(for: .milliseconds(20))
         }
     }
 

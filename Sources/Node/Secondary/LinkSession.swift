@@ -25,6 +25,9 @@ final class LinkSession: Sendable {
         if !busy { heard() }
     }
 
+    /// Whether the connection stands, as far as this host knows.
+    var isConnected: Bool { channel.isActive }
+
     /// How long nothing has come from the primary.
     var silentNanoseconds: UInt64 {
         guard channel.isActive else { return .max }
