@@ -311,6 +311,7 @@ actor GuestReplica {
     /// disks ahead, so the active disks begin anew each time, and what the guest wrote since is kept aside.
     private func activeDisks(wasPromoted: Bool) throws -> [String: String] {
         if wasPromoted {
+            try store.checkUnmerged()
             for path in plannedDisks().values where access(path, F_OK) == 0 {
                 let aside = "\(path).before-\(MonotonicClock.wallMilliseconds())"
                 guard rename(path, aside) == 0 else {

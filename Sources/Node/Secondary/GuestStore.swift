@@ -387,7 +387,20 @@ final class GuestStore {
             new.role = .promoted
             return new
         }
+        try CheckpointWitness.take(of: diskFolders).save(directory: directory)
     }
+
+    /// Whether the disks under the guest's own are still those of the checkpoint, so that it can be started again. A
+    /// guest that ran may have been merged down (`block-commit`); then RAM of the checkpoint must never meet them.
+    func checkUnmerged() throws {
+        guard try CheckpointWitness.load(directory: directory) == CheckpointWitness.take(of: diskFolders) else {
+            throw Failed(
+                description: "the disks below '\(name)' have changed since its failover (a block-commit?): checkpoint "
+                    + "\(committed) is gone, and starting it again would destroy the disks. Start QEMU on the disks by hand")
+        }
+    }
+
+    private var diskFolders: [String] { (record?.disks ?? []).map { diskDirectory($0.id) } }
 
     /// Makes a fresh overlay for each disk on top of the last checkpoint; returns their paths by disk id.
     func makeActiveDisks(_ file: StoreFileName) throws -> [String: String] {

@@ -98,7 +98,7 @@ struct Doctor {
             overrides.tcgDirtyLoss ? .warning : .blocker, "tcg-dirty-loss",
             "TCG of QEMU before 9.0 loses dirty pages when RAM is a multiple of 256 KiB: "
                 + "the replica would silently differ from the guest",
-            "use KVM or QEMU 9.0, or a RAM size such as -m 262152K; --allow-tcg-dirty-loss accepts it")
+            "use KVM or QEMU 9.0, or a RAM size such as -m 262152K; --force accepts it")
     }
 
     // MARK: Disks

@@ -14,7 +14,7 @@ public struct DoctorReport: Sendable, Equatable, Codable {
 
     /// What the user has said he accepts.
     public struct Overrides: Sendable, Equatable {
-        /// `--allow-tcg-dirty-loss`: a replica under an old TCG may silently differ from its primary.
+        /// `--force`: a replica under an old TCG may silently differ from its primary.
         public var tcgDirtyLoss: Bool
 
         public init(tcgDirtyLoss: Bool = false) {
