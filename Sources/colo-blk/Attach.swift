@@ -35,7 +35,9 @@ struct Attach: AsyncParsableCommand {
     @Flag(name: .long, help: "Go on although the doctor found a blocker.")
     var force = false
 
-    @Option(name: .long, help: ArgumentHelp("Process id of the guest's QEMU, when the socket does not tell.", visibility: .hidden))
+    @Option(
+        name: .long,
+        help: ArgumentHelp("Process id of the guest's QEMU, when the socket does not tell.", visibility: .hidden))
     var pid: Int32?
 
     @OptionGroup var logging: LogOption

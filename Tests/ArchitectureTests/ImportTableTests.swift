@@ -37,7 +37,9 @@ private func imports(of file: URL) throws -> Set<String> {
     var found: Set<String> = []
     for line in text.split(separator: "\n") {
         var words = line.split(separator: " ").map(String.init)
-        while let first = words.first, first.hasPrefix("@") || first == "public" || first == "internal" { words.removeFirst() }
+        while let first = words.first, first.hasPrefix("@") || first == "public" || first == "internal" {
+            words.removeFirst()
+        }
         guard words.first == "import", words.count >= 2 else { continue }
         let kinds: Set<String> = ["struct", "class", "enum", "protocol", "func", "var", "let", "typealias"]
         let name = kinds.contains(words[1]) && words.count >= 3 ? words[2] : words[1]

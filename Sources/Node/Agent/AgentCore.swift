@@ -167,9 +167,10 @@ final class AgentCore {
         figures.linkBytes = sentTotal
         figures.outstandingBytes = outstandingBytes
         if outstandingBytes > settings.budgetBytes {
-            end(.congested(
-                "the secondary is \(outstandingBytes >> 20) MiB behind, more than the budget of "
-                    + "\(settings.budgetBytes >> 20) MiB: a faster link or disk, or a larger --budget, helps"))
+            end(
+                .congested(
+                    "the secondary is \(outstandingBytes >> 20) MiB behind, more than the budget of "
+                        + "\(settings.budgetBytes >> 20) MiB: a faster link or disk, or a larger --budget, helps"))
         }
     }
 
@@ -313,7 +314,8 @@ final class AgentCore {
             triggerCheckpoint()
         case .wait(let until):
             let delay = until.nanoseconds(since: MonotonicClock.now())
-            timer = loop.assumeIsolated().scheduleTask(in: .nanoseconds(Int64(clamping: delay))) { [self] in schedule() }
+            timer = loop.assumeIsolated().scheduleTask(in: .nanoseconds(Int64(clamping: delay))) { [self] in schedule()
+            }
         case .blocked:
             // A commit, a seal or a credit comes through here again.
             break
@@ -360,7 +362,9 @@ final class AgentCore {
 
     private func seal(deviceState: [UInt8]) {
         let length = UInt64(deviceState.count)
-        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendSize(bytes: length) }) else { return }
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendSize(bytes: length) }) else {
+            return
+        }
         sendPayload(Size(deviceStateLength: length), epoch: epoch)
         deviceState.withUnsafeBytes { sendDeviceState($0) }
         guard tag({ machine throws(ProtocolViolation) in try machine.sendSeal() }) != nil else { return }

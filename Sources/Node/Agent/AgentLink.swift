@@ -125,7 +125,8 @@ enum AgentLink {
         _ bootstrap: ClientBootstrap, _ address: Address,
         _ initializer: @escaping @Sendable (any Channel) -> EventLoopFuture<NIOLoopBound<AgentLinkHandler>>
     ) async throws -> (any Channel, NIOLoopBound<AgentLinkHandler>) {
-        let wrapped: @Sendable (any Channel) -> EventLoopFuture<(any Channel, NIOLoopBound<AgentLinkHandler>)> = { channel in
+        let wrapped: @Sendable (any Channel) -> EventLoopFuture<(any Channel, NIOLoopBound<AgentLinkHandler>)> = {
+            channel in
             initializer(channel).map { (channel, $0) }
         }
         switch address.place {

@@ -29,7 +29,8 @@ extension AgentSession {
         try await relay.execute(
             "migrate-set-parameters",
             [
-                "x-checkpoint-delay": .integer(Self.quietCheckpointDelayMilliseconds), "max-bandwidth": .integer(1 << 40),
+                "x-checkpoint-delay": .integer(Self.quietCheckpointDelayMilliseconds),
+                "max-bandwidth": .integer(1 << 40),
                 "downtime-limit": 300,
             ])
         try await relay.execute("migrate", ["uri": .string("unix:\(directory.path("ram.sock"))")])
@@ -45,7 +46,8 @@ extension AgentSession {
                 throw Refused(description: "QEMU could not copy the guest's RAM: \(detail)")
             case "completed":
                 throw Refused(
-                    description: "this QEMU ended the migration instead of entering COLO, as 10.0.0 to 10.1.x are known to "
+                    description:
+                        "this QEMU ended the migration instead of entering COLO, as 10.0.0 to 10.1.x are known to "
                         + "do; the guest runs on; see docs/qemu-versions.md for versions that work")
             default:
                 let total = ram?["total"]?.uintValue ?? 0

@@ -28,7 +28,8 @@ struct ProtectedGuest: Sendable {
         }
         guard let process = relay.hello.process else {
             throw AgentSession.Refused(
-                description: "the guest's command line is not known (\(relay.hello.processProblem ?? "no process id")); it is "
+                description:
+                    "the guest's command line is not known (\(relay.hello.processProblem ?? "no process id")); it is "
                     + "needed to start the guest elsewhere: say its process id with --pid")
         }
         let answers = try await GuestAnswers.survey(relay)
@@ -38,7 +39,8 @@ struct ProtectedGuest: Sendable {
             workingDirectory: process.workingDirectory)
         for disk in identity.disks where disk.size == 0 || disk.size % UInt64(Sizes.sector) != 0 {
             throw AgentSession.Refused(
-                description: "disk '\(disk.id)' has \(disk.size) bytes, which is no multiple of \(Sizes.sector): resize it")
+                description:
+                    "disk '\(disk.id)' has \(disk.size) bytes, which is no multiple of \(Sizes.sector): resize it")
         }
         let name = options.guest ?? identity.name ?? "guest"
         guard Store.isGuestName(name) else {

@@ -48,7 +48,8 @@ final class RamEncoder: @unchecked Sendable {
                 if entry.isZero {
                     encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
                 } else {
-                    encoder.add(block: entry.block, page: UInt64(entry.page), data: chunk.data(at: index), shadow: shadow)
+                    encoder.add(
+                        block: entry.block, page: UInt64(entry.page), data: chunk.data(at: index), shadow: shadow)
                 }
                 if encoder.isFull { finishBatch(epoch, emit) }
             }

@@ -13,7 +13,8 @@ final class SocketDirectory: Sendable {
     init(forProcess pid: Int32?) throws {
         var template = Array("/tmp/colo-blk-XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else {
-            throw Failed(description: "no directory for sockets can be made in /tmp: \(String(cString: strerror(errno)))")
+            throw Failed(
+                description: "no directory for sockets can be made in /tmp: \(String(cString: strerror(errno)))")
         }
         directory = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         var status = stat()
@@ -21,7 +22,8 @@ final class SocketDirectory: Sendable {
             owner = (status.st_uid, status.st_gid)
             if chown(directory, status.st_uid, status.st_gid) != 0 {
                 throw Failed(
-                    description: "QEMU runs as user \(status.st_uid), and only root can make sockets for it: run as root")
+                    description:
+                        "QEMU runs as user \(status.st_uid), and only root can make sockets for it: run as root")
             }
         } else {
             owner = nil

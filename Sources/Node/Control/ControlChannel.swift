@@ -55,7 +55,9 @@ public enum ControlChannel {
 
     static func takeLine(_ buffer: inout ByteBuffer, path: String) throws -> Data? {
         guard let end = buffer.readableBytesView.firstIndex(of: UInt8(ascii: "\n")) else {
-            guard buffer.readableBytes <= lineMax else { throw Failed(path: path, reason: "a line is longer than \(lineMax) bytes") }
+            guard buffer.readableBytes <= lineMax else {
+                throw Failed(path: path, reason: "a line is longer than \(lineMax) bytes")
+            }
             return nil
         }
         let length = end - buffer.readableBytesView.startIndex

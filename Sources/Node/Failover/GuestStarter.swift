@@ -62,6 +62,7 @@ struct GuestStarter {
             }
             try await Task.sleep(nanoseconds: 1_000_000)
         }
-        throw Failed(reason: "it was '\(lastStatus)' and not '\(expectedStatus)' after \(timeLimitNanoseconds / 1_000_000) ms")
+        throw Failed(
+            reason: "it was '\(lastStatus)' and not '\(expectedStatus)' after \(timeLimitNanoseconds / 1_000_000) ms")
     }
 }

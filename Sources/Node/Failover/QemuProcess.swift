@@ -60,7 +60,8 @@ public final class QemuProcess: Sendable {
             executable: executable.contains("/") ? .path(FilePath(executable)) : .name(executable),
             arguments: Arguments(Array(arguments.dropFirst())),
             environment: environment.map { values in
-                .custom(Dictionary(uniqueKeysWithValues: values.map { (Environment.Key(stringLiteral: $0.key), $0.value) }))
+                .custom(
+                    Dictionary(uniqueKeysWithValues: values.map { (Environment.Key(stringLiteral: $0.key), $0.value) }))
             } ?? .inherit,
             platformOptions: options)
         return try await withCheckedThrowingContinuation { continuation in
@@ -129,12 +130,15 @@ public final class QemuProcess: Sendable {
         var offset = 0
         while offset < bytes.count {
             // MSG_NOSIGNAL: a QEMU that has already refused the stream must give an error, not a signal.
-            let count = send(descriptor, bytes.baseAddress.map { $0 + offset }, bytes.count - offset, Int32(MSG_NOSIGNAL))
+            let count = send(
+                descriptor, bytes.baseAddress.map { $0 + offset }, bytes.count - offset, Int32(MSG_NOSIGNAL))
             if count < 0 {
                 if errno == EINTR { continue }
                 throw LaunchFailed(
                     executable: "QEMU (pid \(pid))",
-                    reason: "it closed its incoming stream at byte \(offset) of \(bytes.count): \(Errno(rawValue: errno)); \(lastWords)")
+                    reason:
+                        "it closed its incoming stream at byte \(offset) of \(bytes.count): \(Errno(rawValue: errno)); \(lastWords)"
+                )
             }
             offset += count
         }

@@ -51,7 +51,8 @@ actor GuestReplica {
         if store.isPromoted {
             throw Refuse(
                 code: .failedOver,
-                message: "'\(name)' failed over in generation \(store.generation) and runs, or ran, on the secondary: the "
+                message:
+                    "'\(name)' failed over in generation \(store.generation) and runs, or ran, on the secondary: the "
                     + "old primary must not go on. To protect another guest use another name, or remove the replica")
         }
         if isFailingOver || session != nil {
@@ -63,7 +64,8 @@ actor GuestReplica {
         guard hello.generation == Generation(0) || hello.generation == store.generation else {
             throw Refuse(
                 code: .generation,
-                message: "generation \(hello.generation) was fenced off; '\(name)' is in generation \(store.generation)")
+                message: "generation \(hello.generation) was fenced off; '\(name)' is in generation \(store.generation)"
+            )
         }
         do {
             let first = try store.beginSession(hello)
@@ -196,7 +198,8 @@ actor GuestReplica {
         do {
             try store.endSession()
         } catch {
-            log.error("the open epoch could not be rolled back; it will be at the next start",
+            log.error(
+                "the open epoch could not be rolled back; it will be at the next start",
                 metadata: ["guest": "\(name)", "error": "\(error)"])
         }
     }
@@ -217,10 +220,13 @@ actor GuestReplica {
         return RunningGuest.find(runDirectory: store.runDirectory)
     }
 
-    private func plan(_ mode: FailoverCommand.Mode, disks: [String: String], options: FailoverOptions) throws -> FailoverPlan {
+    private func plan(_ mode: FailoverCommand.Mode, disks: [String: String], options: FailoverOptions) throws
+        -> FailoverPlan
+    {
         guard let files = store.files, let ram = store.ram, store.damage == nil else {
             throw GuestStore.Failed(
-                description: store.damage ?? "nothing has been committed for '\(name)' yet: there is no checkpoint to start")
+                description: store.damage
+                    ?? "nothing has been committed for '\(name)' yet: there is no checkpoint to start")
         }
         return try FailoverPlan(
             mode: mode, files: files, disks: disks, runDirectory: store.runDirectory,
@@ -246,7 +252,9 @@ actor GuestReplica {
             log.info("failover proven", metadata: ["guest": "\(name)", "epoch": "\(epoch)"])
         } catch {
             proof = .init(verdict: .failed, epoch: epoch.rawValue, message: "\(error)")
-            log.warning("the guest could not be started from its checkpoint", metadata: ["guest": "\(name)", "reason": "\(error)"])
+            log.warning(
+                "the guest could not be started from its checkpoint",
+                metadata: ["guest": "\(name)", "reason": "\(error)"])
         }
     }
 
@@ -255,12 +263,14 @@ actor GuestReplica {
         let decided = MonotonicClock.now()
         guard !isFailingOver else { throw GuestStore.Failed(description: "a failover of '\(name)' is under way") }
         if let guest = runningGuest {
-            throw GuestStore.Failed(description: "'\(name)' runs here already (pid \(guest.pid), QMP \(guest.qmpSocket))")
+            throw GuestStore.Failed(
+                description: "'\(name)' runs here already (pid \(guest.pid), QMP \(guest.qmpSocket))")
         }
         if options.dryRun { return try dryRun(options) }
         if let session, session.silentNanoseconds < 1_000_000_000, !options.force {
             throw GuestStore.Failed(
-                description: "the primary of '\(name)' still answers (\(session.label)): stop it first, or say --force, "
+                description:
+                    "the primary of '\(name)' still answers (\(session.label)): stop it first, or say --force, "
                     + "which leaves two running copies until you stop the other")
         }
         let wasPromoted = store.isPromoted
@@ -286,7 +296,9 @@ actor GuestReplica {
         guest = running
         try running.save(runDirectory: store.runDirectory)
         let milliseconds = Double(MonotonicClock.now().nanoseconds(since: decided)) / 1e6
-        log.notice("failed over", metadata: ["guest": "\(name)", "epoch": "\(store.committed)", "pid": "\(started.process.pid)"])
+        log.notice(
+            "failed over",
+            metadata: ["guest": "\(name)", "epoch": "\(store.committed)", "pid": "\(started.process.pid)"])
         return FailoverReport(
             guest: name, epoch: store.committed.rawValue, generation: store.generation.rawValue,
             arguments: plan.arguments, findings: plan.findings, pid: started.process.pid, qmpSocket: plan.qmpSocket,
@@ -302,9 +314,10 @@ actor GuestReplica {
 
     /// Where the active disks will be.
     private func plannedDisks() -> [String: String] {
-        Dictionary(uniqueKeysWithValues: store.diskDescriptions.map { disk in
-            (disk.id, "\(store.directory)/disks/\(disk.id)/\(StoreFileName.active.name)")
-        })
+        Dictionary(
+            uniqueKeysWithValues: store.diskDescriptions.map { disk in
+                (disk.id, "\(store.directory)/disks/\(disk.id)/\(StoreFileName.active.name)")
+            })
     }
 
     /// New active disks. A start that is repeated after the guest has run must not take the RAM back and leave the
@@ -315,7 +328,8 @@ actor GuestReplica {
             for path in plannedDisks().values where access(path, F_OK) == 0 {
                 let aside = "\(path).before-\(MonotonicClock.wallMilliseconds())"
                 guard rename(path, aside) == 0 else {
-                    throw GuestStore.Failed(description: "\(path) cannot be kept aside: \(String(cString: strerror(errno)))")
+                    throw GuestStore.Failed(
+                        description: "\(path) cannot be kept aside: \(String(cString: strerror(errno)))")
                 }
                 log.warning("the disk of an earlier start was kept aside", metadata: ["file": "\(aside)"])
             }
@@ -337,7 +351,8 @@ actor GuestReplica {
         if let record = store.record {
             status.committedEpoch = record.epoch.rawValue
             status.committedAtMilliseconds = record.wallClockMilliseconds
-            status.commitAgeSeconds = lastCommitAt.map { Double(now.nanoseconds(since: $0)) / 1e9 }
+            status.commitAgeSeconds =
+                lastCommitAt.map { Double(now.nanoseconds(since: $0)) / 1e9 }
                 ?? Double(wall - min(wall, record.wallClockMilliseconds)) / 1e3
         }
         status.silentSeconds = session.map { Double($0.silentNanoseconds) / 1e9 }

@@ -204,10 +204,13 @@ final class GuestStore {
     private func checkDisks(_ hello: Hello) throws {
         let known = (record?.disks ?? []).map { Hello.Disk(id: $0.id, size: $0.size) }
         guard known == hello.disks else {
-            func text(_ disks: [Hello.Disk]) -> String { disks.map { "\($0.id) (\($0.size) bytes)" }.joined(separator: ", ") }
+            func text(_ disks: [Hello.Disk]) -> String {
+                disks.map { "\($0.id) (\($0.size) bytes)" }.joined(separator: ", ")
+            }
             throw Refuse(
                 code: .identityMismatch,
-                message: "replica '\(name)' has the disks [\(text(known))], the guest has [\(text(hello.disks))]: attach "
+                message:
+                    "replica '\(name)' has the disks [\(text(known))], the guest has [\(text(hello.disks))]: attach "
                     + "under another --guest name, or 'colo-blk remove \(name)' on the secondary first")
         }
     }
@@ -248,13 +251,17 @@ final class GuestStore {
 
     func write(epoch: Epoch, _ write: DiskWrite) throws {
         let disk = try disk(write.disk)
-        guard write.range.fits(in: disk.size) else { throw LinkFault(description: "a write behind the end of the disk") }
+        guard write.range.fits(in: disk.size) else {
+            throw LinkFault(description: "a write behind the end of the disk")
+        }
         try disk.write(epoch: epoch, offset: write.offset, bytes: write.data)
     }
 
     func zero(epoch: Epoch, _ extent: DiskExtent) throws {
         let disk = try disk(extent.disk)
-        guard extent.range.fits(in: disk.size) else { throw LinkFault(description: "zeroes behind the end of the disk") }
+        guard extent.range.fits(in: disk.size) else {
+            throw LinkFault(description: "zeroes behind the end of the disk")
+        }
         if extent.kind == .diskDiscard {
             try disk.discard(epoch: epoch, range: extent.range)
         } else {
@@ -326,7 +333,8 @@ final class GuestStore {
             try ram.beginEpoch(epoch.next)
         } catch {
             // The record says that this epoch is committed, so its sealed RAM must not be dropped with the session.
-            damage = "checkpoint \(epoch) is committed, but its RAM could not be applied (\(error)); "
+            damage =
+                "checkpoint \(epoch) is committed, but its RAM could not be applied (\(error)); "
                 + "start the daemon again to recover it"
             session?.ram = nil
             self.ram = nil
@@ -396,7 +404,8 @@ final class GuestStore {
         guard try CheckpointWitness.load(directory: directory) == CheckpointWitness.take(of: diskFolders) else {
             throw Failed(
                 description: "the disks below '\(name)' have changed since its failover (a block-commit?): checkpoint "
-                    + "\(committed) is gone, and starting it again would destroy the disks. Start QEMU on the disks by hand")
+                    + "\(committed) is gone, and starting it again would destroy the disks. Start QEMU on the disks by hand"
+            )
         }
     }
 
@@ -430,7 +439,8 @@ extension RamFileReference {
         case (.log, .log(let epoch)):
             self.init(kind: .log, epoch: epoch, length: file.length, digest: file.digest)
         default:
-            throw GuestStore.Failed(description: "the commit record names '\(file.name)' as a RAM file, which it cannot be")
+            throw GuestStore.Failed(
+                description: "the commit record names '\(file.name)' as a RAM file, which it cannot be")
         }
     }
 }

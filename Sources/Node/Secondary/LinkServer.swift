@@ -32,7 +32,8 @@ struct LinkServer {
                 server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: Self.prepare)
                 chmod(path, 0o600)
             case .tcp(let host, let port):
-                server = try await bootstrap
+                server =
+                    try await bootstrap
                     .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
                     .bind(host: host, port: port, childChannelInitializer: Self.prepare)
             }
@@ -73,7 +74,8 @@ struct LinkServer {
             return try NIOAsyncChannel(
                 wrappingChannelSynchronously: channel,
                 configuration: .init(
-                    backPressureStrategy: .init(lowWatermark: 16, highWatermark: 64), isOutboundHalfClosureEnabled: false))
+                    backPressureStrategy: .init(lowWatermark: 16, highWatermark: 64),
+                    isOutboundHalfClosureEnabled: false))
         }
     }
 
@@ -161,7 +163,8 @@ struct LinkServer {
             reason = "\(error)"
             log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(reason)"])
             session.send(
-                Refuse(code: Self.code(of: error), message: String(reason.prefix(1024))), generation: welcome.generation)
+                Refuse(code: Self.code(of: error), message: String(reason.prefix(1024))), generation: welcome.generation
+            )
             try? await Task.sleep(for: .milliseconds(50))
         }
         await replica.close(session, reason: reason)

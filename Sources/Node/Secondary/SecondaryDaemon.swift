@@ -100,7 +100,9 @@ public final class SecondaryDaemon: Sendable {
                 let server = LinkServer(group: group, log: log) { [self] hello in try replica(for: hello) }
                 tasks.addTask { [log] in
                     try await server.run(address: address) { channel in
-                        log.notice("listening", metadata: ["address": "\(channel.localAddress.map { "\($0)" } ?? "\(address)")"])
+                        log.notice(
+                            "listening",
+                            metadata: ["address": "\(channel.localAddress.map { "\($0)" } ?? "\(address)")"])
                         ready()
                     }
                 }
@@ -146,7 +148,8 @@ public final class SecondaryDaemon: Sendable {
         guard let name, let replica = replica(name) else {
             let names = allReplicas().map(\.name).joined(separator: ", ")
             throw GuestStore.Failed(
-                description: "no replica '\(name ?? "")' in \(store.directory); there is: \(names.isEmpty ? "none" : names)")
+                description:
+                    "no replica '\(name ?? "")' in \(store.directory); there is: \(names.isEmpty ? "none" : names)")
         }
         return replica
     }

@@ -16,7 +16,8 @@ struct SessionFiles {
 
         var description: String {
             switch self {
-            case .damaged(let path, let reason): "\(path): \(reason); the replica cannot be started, attach the guest again"
+            case .damaged(let path, let reason):
+                "\(path): \(reason); the replica cannot be started, attach the guest again"
             }
         }
     }
@@ -78,13 +79,19 @@ struct SessionFiles {
         let identity = try WholeFile.read("\(directory)/guest.json", limit: LinkLimits.identityMax)
         let path = "\(directory)/layout"
         let bytes = try WholeFile.read(path, limit: LinkLimits.payloadMax)
-        guard bytes.count > headerLength + 4 else { throw Fault.damaged(path: path, reason: "only \(bytes.count) bytes") }
+        guard bytes.count > headerLength + 4 else {
+            throw Fault.damaged(path: path, reason: "only \(bytes.count) bytes")
+        }
         return try bytes.withUnsafeBytes { raw in
             let body = UnsafeRawBufferPointer(rebasing: raw[..<(raw.count - 4)])
             let carried = UInt32(bigEndian: raw.loadUnaligned(fromByteOffset: raw.count - 4, as: UInt32.self))
-            guard CRC32C.checksum(body) == carried else { throw Fault.damaged(path: path, reason: "its checksum is wrong") }
+            guard CRC32C.checksum(body) == carried else {
+                throw Fault.damaged(path: path, reason: "its checksum is wrong")
+            }
             var reader = ByteReader(body)
-            guard try reader.read(UInt32.self) == magic else { throw Fault.damaged(path: path, reason: "not a layout file") }
+            guard try reader.read(UInt32.self) == magic else {
+                throw Fault.damaged(path: path, reason: "not a layout file")
+            }
             let version = try reader.read(UInt8.self)
             guard version == Self.version else {
                 throw Fault.damaged(path: path, reason: "format \(version), this release reads format \(Self.version)")
@@ -122,7 +129,9 @@ enum WholeFile {
     static func read(_ path: String, limit: Int) throws(IOError) -> [UInt8] {
         let file = try DirectFile(path: path, mode: .readOnly, direct: false)
         let size = try file.size()
-        guard size <= UInt64(limit) else { throw IOError(operation: "read", path: path, offset: size, errno: .fileTooLarge) }
+        guard size <= UInt64(limit) else {
+            throw IOError(operation: "read", path: path, offset: size, errno: .fileTooLarge)
+        }
         var bytes = [UInt8](repeating: 0, count: Int(size))
         var failure: IOError?
         bytes.withUnsafeMutableBytes { buffer in

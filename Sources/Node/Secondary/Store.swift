@@ -37,7 +37,8 @@ final class Store: Sendable {
         let names = try Directory.names(in: directory)
         if !names.contains(StoreDescription.fileName) {
             guard names.allSatisfy({ $0 == "lock" }) else {
-                throw Failed(description: "\(directory) is not empty and no colo-blk store; name an empty or a new folder")
+                throw Failed(
+                    description: "\(directory) is not empty and no colo-blk store; name an empty or a new folder")
             }
         }
         guard chmod(directory, 0o700) == 0 else {
@@ -60,7 +61,8 @@ final class Store: Sendable {
         } catch {
             guard error.isLocked else { throw error }
             throw Failed(
-                description: "store \(directory) is in use by another colo-blk process; use its verbs (status, failover), "
+                description:
+                    "store \(directory) is in use by another colo-blk process; use its verbs (status, failover), "
                     + "or stop it first")
         }
     }

@@ -23,7 +23,9 @@ public struct StoreAccess: Sendable {
 
     public func failover(guest: String, options: FailoverOptions) async throws -> FailoverReport {
         let reply = try await ask(ControlRequest(verb: .failover, guest: guest, failover: options))
-        guard let report = reply.failover else { throw Refused(description: "the daemon gave no report of the failover") }
+        guard let report = reply.failover else {
+            throw Refused(description: "the daemon gave no report of the failover")
+        }
         return report
     }
 

@@ -54,7 +54,9 @@ public struct Address: Hashable, Sendable, CustomStringConvertible {
         case .unix: return true
         case .tcp(let host, _):
             if host == "localhost" || host == "::1" { return true }
-            guard host.hasPrefix("127."), let address = try? SocketAddress(ipAddress: host, port: 0) else { return false }
+            guard host.hasPrefix("127."), let address = try? SocketAddress(ipAddress: host, port: 0) else {
+                return false
+            }
             if case .v4 = address { return true }
             return false
         }

@@ -75,7 +75,6 @@ private final class Primary {
         return try GuestIdentity.capture(answers, arguments: ["qemu-system-x86_64", "-m", "1"]).encoded()
     }
 
-
     private func frame(_ offset: UInt64, _ data: UnsafeRawBufferPointer) -> UnsafeRawBufferPointer {
         var writer = ByteWriter()
         DiskWrite.encodePrefix(disk: 0, offset: offset, into: &writer)
@@ -98,8 +97,10 @@ private final class Primary {
             if Int.random(in: 0..<4, using: &random) == 0 {
                 for index in range { machine.disk[index] = 0 }
                 let extent = ByteRange(offset: UInt64(range.lowerBound), length: UInt64(range.count))
-                try store.zero(epoch: epoch, Bool.random(using: &random)
-                    ? .zeroes(disk: 0, range: extent) : .discard(disk: 0, range: extent))
+                try store.zero(
+                    epoch: epoch,
+                    Bool.random(using: &random)
+                        ? .zeroes(disk: 0, range: extent) : .discard(disk: 0, range: extent))
             } else {
                 let value = UInt8.random(in: 0...255, using: &random)
                 for index in range { machine.disk[index] = value &+ UInt8(truncatingIfNeeded: index / 512) }
@@ -126,9 +127,11 @@ private final class Primary {
                 }
             }
         }
-        machine.device = [4] + (0..<Int.random(in: 4...5000, using: &random)).map { _ in
-            UInt8.random(in: 0...255, using: &random)
-        } + [0x7E, 0, 0, 0, 1, 0]
+        machine.device =
+            [4]
+            + (0..<Int.random(in: 4...5000, using: &random)).map { _ in
+                UInt8.random(in: 0...255, using: &random)
+            } + [0x7E, 0, 0, 0, 1, 0]
     }
 
     /// RAM that differs from what the store has, device state; up to and without the commit.
@@ -187,7 +190,8 @@ struct GuestStoreTests {
         var random = SplitMix64(state: seed)
         var committed: Machine?
         var machine = Machine(
-            disk: [UInt8](repeating: 7, count: 512 * 301), ram: Primary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
+            disk: [UInt8](repeating: 7, count: 512 * 301),
+            ram: Primary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
             device: [])
         for session in 0..<3 {
             let store = try open(place)
@@ -200,7 +204,9 @@ struct GuestStoreTests {
             machine = primary.machine
             random.state = primary.random.next()
             // The store is dropped without a word: a crash of the daemon. Sometimes the host went down with it.
-            if durability == .disk, Bool.random(using: &random) { try FileTree.remove(place.tmpfs); try place.makeTmpfs() }
+            if durability == .disk, Bool.random(using: &random) {
+                try FileTree.remove(place.tmpfs); try place.makeTmpfs()
+            }
         }
         let store = try open(place)
         if let committed { try check(store, place, holds: committed, "seed \(seed), end") }
@@ -242,7 +248,8 @@ struct GuestStoreTests {
         defer { place.remove() }
         try GuestStore.create(directory: place.directory)
         let machine = Machine(
-            disk: [UInt8](repeating: 1, count: 4096 * 8), ram: Primary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
+            disk: [UInt8](repeating: 1, count: 4096 * 8),
+            ram: Primary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
             device: [])
         let store = try open(place)
         let primary = Primary(store: store, machine: machine, random: SplitMix64(state: 5), durability: .disk)
@@ -259,10 +266,12 @@ struct GuestStoreTests {
         defer { place.remove() }
         try GuestStore.create(directory: place.directory)
         let machine = Machine(
-            disk: [UInt8](repeating: 1, count: 4096 * 8), ram: Primary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
+            disk: [UInt8](repeating: 1, count: 4096 * 8),
+            ram: Primary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
             device: [])
         var store: GuestStore? = try open(place)
-        let primary = Primary(store: try #require(store), machine: machine, random: SplitMix64(state: 9), durability: .disk)
+        let primary = Primary(
+            store: try #require(store), machine: machine, random: SplitMix64(state: 9), durability: .disk)
         try primary.begin()
         _ = try run(primary, steps: 28)
         try store?.promote()
