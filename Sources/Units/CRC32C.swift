@@ -1,4 +1,5 @@
-/// CRC-32C (Castagnoli, RFC 3720 appendix B.4): reflected polynomial 0x82F63B78, initial value and final XOR of all ones.
+/// CRC-32C (Castagnoli, RFC 3720 appendix B.4): reflected polynomial 0x82F63B78, initial value and final XOR of all
+/// ones.
 public struct CRC32C: Sendable {
     private var state: UInt32 = 0xFFFF_FFFF
 
