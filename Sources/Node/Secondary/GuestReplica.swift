@@ -284,14 +284,19 @@ actor GuestReplica {
             machine.disconnected()
             lastEnd = "failed over"
         }
-        if !wasPromoted { try store.promote() }
         lastEnd = nil
         let disks = try activeDisks(wasPromoted: wasPromoted)
         let plan = try plan(.failover, disks: disks, options: options)
-        let stream = store.restoreStream
-        let started = try await plan.start(on: starter, log: log, timeLimitSeconds: 60) { process in
-            try stream.withUnsafeBytes { try process.writeIncoming($0) }
+        let started: GuestStarter.Started
+        do {
+            started = try await start(plan) {
+                if !wasPromoted { try store.promote() }
+            }
+        } catch {
+            if !wasPromoted { try? store.rememberCheckpoint() }
+            throw error
         }
+        if !wasPromoted { try store.rememberCheckpoint() }
         let running = RunningGuest(pid: started.process.pid, qmpSocket: plan.qmpSocket)
         guest = running
         try running.save(runDirectory: store.runDirectory)
@@ -303,6 +308,26 @@ actor GuestReplica {
             guest: name, epoch: store.committed.rawValue, generation: store.generation.rawValue,
             arguments: plan.arguments, findings: plan.findings, pid: started.process.pid, qmpSocket: plan.qmpSocket,
             millisecondsToRunning: milliseconds)
+    }
+
+    /// Starts QEMU and promotes the replica side by side: QEMU gets its state, and so can run, only once the promotion is
+    /// durable.
+    private func start(_ plan: FailoverPlan, promoting promote: () throws -> Void) async throws -> GuestStarter.Started {
+        let stream = store.restoreStream
+        let gate = Gate()
+        let starting = Task { [starter, log] in
+            try await plan.start(on: starter, log: log, timeLimitSeconds: 60) { process in
+                try gate.wait()
+                try stream.withUnsafeBytes { try process.writeIncoming($0) }
+            }
+        }
+        do {
+            try promote()
+            gate.open()
+        } catch {
+            gate.shut("the promotion could not be recorded: \(error)")
+        }
+        return try await starting.value
     }
 
     private func dryRun(_ options: FailoverOptions) throws -> FailoverReport {

@@ -39,6 +39,7 @@ final class GuestStore {
     private(set) var ram: RamStore?
     private(set) var files: SessionFiles?
     private var session: OpenSession?
+    private var witness: CheckpointWitness?
     /// The restore stream of the last applied checkpoint, without RAM of mapped blocks.
     private(set) var restoreStream: [UInt8] = []
     /// Why the replica cannot be started; nil when it can.
@@ -395,13 +396,21 @@ final class GuestStore {
             new.role = .promoted
             return new
         }
-        try CheckpointWitness.take(of: diskFolders).save(directory: directory)
+        witness = try CheckpointWitness.take(of: diskFolders)
     }
+
+    /// Keeps what the disks of the checkpoint looked like at the promotion, for ``checkUnmerged()``.
+    func rememberCheckpoint() throws { try witness?.save(directory: directory) }
 
     /// Whether the disks under the guest's own are still those of the checkpoint, so that it can be started again. A
     /// guest that ran may have been merged down (`block-commit`); then RAM of the checkpoint must never meet them.
     func checkUnmerged() throws {
-        guard try CheckpointWitness.load(directory: directory) == CheckpointWitness.take(of: diskFolders) else {
+        guard let before = try? CheckpointWitness.load(directory: directory) else {
+            throw Failed(
+                description: "what the disks of '\(name)' looked like at its failover was not kept (a crash at that moment?): "
+                    + "whether its guest has written to them cannot be told. Start QEMU on the disks by hand")
+        }
+        guard try before == CheckpointWitness.take(of: diskFolders) else {
             throw Failed(
                 description: "the disks below '\(name)' have changed since its failover (a block-commit?): checkpoint "
                     + "\(committed) is gone, and starting it again would destroy the disks. Start QEMU on the disks by hand"

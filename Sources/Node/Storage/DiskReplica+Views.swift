@@ -25,7 +25,9 @@ extension DiskReplica {
                 backingFormat: below == nil ? .raw : .qcow2)
         } catch { throw .overlay(path: path, error) }
         do throws(IOError) {
-            _ = try io.createWhole(name, in: directory, length: empty.fileLength, writes: empty.writes)
+            // Not synced, since a guest waits for it: nothing in it can be lost before the guest's own first flush.
+            let unsynced = DiskIO(durable: false)
+            _ = try unsynced.createWhole(name, in: directory, length: empty.fileLength, writes: empty.writes)
         } catch { throw .io(error) }
         return path
     }

@@ -275,6 +275,7 @@ struct GuestStoreTests {
         try primary.begin()
         _ = try run(primary, steps: 28)
         try store?.promote()
+        try store?.rememberCheckpoint()
         #expect(store?.generation == Generation(2))
         let active = try #require(try store?.makeActiveDisks(.active)["d"])
         #expect(Directory.exists(active))
