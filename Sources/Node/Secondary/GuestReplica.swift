@@ -312,7 +312,8 @@ actor GuestReplica {
 
     /// Starts QEMU and promotes the replica side by side: QEMU gets its state, and so can run, only once the promotion is
     /// durable.
-    private func start(_ plan: FailoverPlan, promoting promote: () throws -> Void) async throws -> GuestStarter.Started {
+    private func start(_ plan: FailoverPlan, promoting promote: () throws -> Void) async throws -> GuestStarter.Started
+    {
         let stream = store.restoreStream
         let gate = Gate()
         let starting = Task { [starter, log] in

@@ -407,7 +407,8 @@ final class GuestStore {
     func checkUnmerged() throws {
         guard let before = try? CheckpointWitness.load(directory: directory) else {
             throw Failed(
-                description: "what the disks of '\(name)' looked like at its failover was not kept (a crash at that moment?): "
+                description:
+                    "what the disks of '\(name)' looked like at its failover was not kept (a crash at that moment?): "
                     + "whether its guest has written to them cannot be told. Start QEMU on the disks by hand")
         }
         guard try before == CheckpointWitness.take(of: diskFolders) else {
