@@ -177,11 +177,13 @@ private struct Stage {
             _ = Glibc.kill(agent, SIGSTOP)
             // What is on its way in QEMU comes to rest.
             pause(milliseconds: 15)
-            let running = try guest.watch().execute("query-status")["running"].bool ?? false
+            // QEMU that waits for the agent's answer to a flush does not answer either: its guest is being stopped.
+            let status = try? guest.watch().execute("query-status", within: 0.15)
+            let running = status?["running"].bool ?? false
             if running != wanted { return true }
             _ = Glibc.kill(agent, SIGCONT)
-            // It must beat, or its guardian gives it up.
-            pause(milliseconds: 60)
+            // It must beat, or its guardian gives it up. Never the same time, or we keep step with the checkpoints.
+            pause(milliseconds: scene.randomMilliseconds(40...110))
             return false
         }
     }

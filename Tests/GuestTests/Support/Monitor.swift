@@ -15,6 +15,7 @@ final class Monitor {
     private var received: [UInt8] = []
     /// Events so far, oldest first.
     private(set) var events: [Event] = []
+    private var lastID = 0
 
     init(path: String, within seconds: Double = 10) throws {
         self.path = path
@@ -63,7 +64,8 @@ final class Monitor {
     /// Runs one command; throws when QEMU refuses it, when it does not answer in time and when it is gone.
     @discardableResult
     func execute(_ command: String, _ arguments: [String: Any] = [:], within seconds: Double = 20) throws -> JSON {
-        var message: [String: Any] = ["execute": command]
+        lastID += 1
+        var message: [String: Any] = ["execute": command, "id": lastID]
         if !arguments.isEmpty { message["arguments"] = arguments }
         var bytes = Array(try JSONSerialization.data(withJSONObject: message))
         bytes.append(UInt8(ascii: "\n"))
@@ -73,7 +75,8 @@ final class Monitor {
         let end = monotonicSeconds() + seconds
         while true {
             let answer = try next(within: max(0, end - monotonicSeconds()))
-            if keep(answer) { continue }
+            // The answer to a command that was given up may still come.
+            if keep(answer) || answer["id"].int != lastID { continue }
             if answer["error"].exists { throw TestFailure("\(command): \(answer["error"])") }
             return answer["return"]
         }
