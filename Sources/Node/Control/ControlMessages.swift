@@ -136,4 +136,11 @@ public struct GuestStatus: Codable, Sendable {
     /// After a failover: the guest's process and its QMP socket.
     public var pid: Int32?
     public var qmpSocket: String?
+
+    /// A guest whose folder cannot be opened.
+    static func unopened(_ name: String, reason: String) -> GuestStatus {
+        GuestStatus(
+            guest: name, state: .damaged, message: reason, generation: 0, durability: "-", disks: [], ramBytes: 0,
+            proof: Proof(verdict: .notYet), commits: 0)
+    }
 }

@@ -33,6 +33,8 @@ public final class SecondaryDaemon: Sendable {
     private let log: Logger
     private let group: MultiThreadedEventLoopGroup
     private let replicas = Mutex<[String: GuestReplica]>([:])
+    /// Guests whose folder cannot be opened, and why: they are shown, and can be removed.
+    private let unopened = Mutex<[String: String]>([:])
 
     private init(store: Store, options: SecondaryOptions, log: Logger) {
         self.store = store
@@ -51,6 +53,7 @@ public final class SecondaryDaemon: Sendable {
                 _ = try daemon.openReplica(name)
             } catch {
                 log.error("guest cannot be opened", metadata: ["guest": "\(name)", "reason": "\(error)"])
+                daemon.unopened.withLock { $0[name] = "\(error)" }
             }
         }
         return daemon
@@ -79,6 +82,13 @@ public final class SecondaryDaemon: Sendable {
             throw Refuse(code: .name, message: "'\(hello.guest)' cannot be a replica's name: \(Store.guestNameRule)")
         }
         if let known = replica(hello.guest) { return known }
+        if let reason = unopened.withLock({ $0[hello.guest] }) {
+            throw Refuse(
+                code: .internal,
+                message:
+                    "the replica '\(hello.guest)' cannot be opened: \(reason); 'colo-blk remove \(hello.guest)' on the "
+                    + "secondary makes room for a new one")
+        }
         do {
             if try !store.guestNames().contains(hello.guest) {
                 try GuestStore.create(directory: store.guestDirectory(hello.guest))
@@ -129,7 +139,11 @@ public final class SecondaryDaemon: Sendable {
                 }
                 return ControlReply()
             case .remove:
-                try await remove(try known(request.guest))
+                if let name = request.guest, unopened.withLock({ $0[name] }) != nil {
+                    try removeFolders(name)
+                } else {
+                    try await remove(try known(request.guest))
+                }
                 return ControlReply()
             }
         } catch {
@@ -141,10 +155,17 @@ public final class SecondaryDaemon: Sendable {
         if let guest { return [await (try known(guest)).status()] }
         var statuses: [GuestStatus] = []
         for replica in allReplicas() { statuses.append(await replica.status()) }
+        for (name, reason) in unopened.withLock({ $0 }).sorted(by: { $0.key < $1.key }) {
+            statuses.append(.unopened(name, reason: reason))
+        }
         return statuses
     }
 
     private func known(_ name: String?) throws -> GuestReplica {
+        if let name, let reason = unopened.withLock({ $0[name] }) {
+            throw GuestStore.Failed(
+                description: "'\(name)' cannot be opened: \(reason); 'colo-blk remove \(name)' deletes it")
+        }
         guard let name, let replica = replica(name) else {
             let names = allReplicas().map(\.name).joined(separator: ", ")
             throw GuestStore.Failed(
@@ -158,9 +179,15 @@ public final class SecondaryDaemon: Sendable {
         if let refusal = await replica.refusalToRemove() {
             throw GuestStore.Failed(description: "'\(replica.name)' stays: \(refusal)")
         }
-        replicas.withLock { $0[replica.name] = nil }
-        try FileTree.remove(store.guestDirectory(replica.name))
-        try FileTree.remove("\(options.ramDirectory)/\(ramName(replica.name))")
+        try removeFolders(replica.name)
+    }
+
+    private func removeFolders(_ name: String) throws {
+        replicas.withLock { $0[name] = nil }
+        try FileTree.remove(store.guestDirectory(name))
+        let ram = "\(options.ramDirectory)/\(ramName(name))"
+        if Directory.exists(ram) { try FileTree.remove(ram) }
+        unopened.withLock { $0[name] = nil }
     }
 
     /// The replica's folder in tmpfs: short, since sockets live in it.
