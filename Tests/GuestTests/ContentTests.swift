@@ -55,7 +55,9 @@ extension RealGuests {
                 #expect(different.isEmpty, "blocks that differ: \(different.prefix(20))")
                 let moved = try Content.differentPages(snapshot.disk, "\(scene.directory)/g0/disk0.raw")
                 #expect(!moved.isEmpty, "the guest has written since")
-                scene.say("epoch \(snapshot.epoch): the disk is equal; the primary's own has moved on by \(moved.count) blocks")
+                scene.say(
+                    "epoch \(snapshot.epoch): the disk is equal; the primary's own has moved on by \(moved.count) blocks"
+                )
             }
         }
 

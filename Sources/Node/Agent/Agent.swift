@@ -12,6 +12,8 @@ public enum Agent {
         // The guardian tells us when to stop; a Ctrl-C or a service manager's SIGTERM reaches both of us.
         signal(SIGINT, SIG_IGN)
         signal(SIGTERM, SIG_IGN)
+        // The kernel hangs up on a stopped process whose parent died: just when the guest needs us.
+        signal(SIGHUP, SIG_IGN)
         signal(SIGPIPE, SIG_IGN)
         guard let options = try? JSONDecoder().decode(AttachOptions.self, from: Data(encodedOptions.utf8)) else {
             return AgentExit.refused

@@ -28,10 +28,13 @@ final class AttachProcess {
     /// Waits for a line with these words.
     @discardableResult
     func waitFor(_ words: String, within seconds: Double = 90) throws -> Double {
-        try waitUntil("attach says '\(words)'", within: seconds, every: 10, seen: { tail(of: self.guardian.outputPath) }) {
+        try waitUntil(
+            "attach says '\(words)'", within: seconds, every: 10, seen: { tail(of: self.guardian.outputPath) }
+        ) {
             if log.contains(words) { return true }
             if let code = guardian.exitCode {
-                throw TestFailure("attach ended with \(code) before it said '\(words)': \(tail(of: guardian.outputPath))")
+                throw TestFailure(
+                    "attach ended with \(code) before it said '\(words)': \(tail(of: guardian.outputPath))")
             }
             return false
         }

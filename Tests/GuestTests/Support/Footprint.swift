@@ -54,13 +54,15 @@ extension Guest {
             return differences.isEmpty
         }
         guard try runsUnprotected() else {
-            throw TestFailure("clean, but: \(try watch().execute("query-status")), \(try watch().execute("query-migrate"))")
+            throw TestFailure(
+                "clean, but: \(try watch().execute("query-status")), \(try watch().execute("query-migrate"))")
         }
     }
 
     /// The directory of the sockets that the agent gave to QEMU, as the guest's NBD node names it.
     func socketDirectory() throws -> String? {
-        for node in try watch().execute("query-named-block-nodes", ["flat": true]).array where node["drv"].string == "nbd" {
+        for node in try watch().execute("query-named-block-nodes", ["flat": true]).array
+        where node["drv"].string == "nbd" {
             guard let file = node["file"].string, let range = file.range(of: "socket=") else { continue }
             return URL(fileURLWithPath: String(file[range.upperBound...])).deletingLastPathComponent().path
         }

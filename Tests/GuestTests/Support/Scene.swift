@@ -93,7 +93,9 @@ final class Scene {
     }
 
     /// Starts the guest from its last commit; the returned guest ends with the scene.
-    func failover(_ secondary: Secondary, _ name: String, of original: Guest, options: [String] = []) throws -> (Guest, JSON) {
+    func failover(_ secondary: Secondary, _ name: String, of original: Guest, options: [String] = []) throws -> (
+        Guest, JSON
+    ) {
         let watch = "\(directory)/watch\(guests.count).sock"
         let report = try secondary.failover(name, options, watchPath: watch)
         let guest = try Guest.restored(report, watchPath: watch, original: original)
@@ -110,7 +112,8 @@ final class Scene {
             output: directory + "/probe.out", error: directory + "/probe.err")
         let code = try probe.waitForExit(within: 120)
         guard code == 0 else { throw TestFailure("Images/launch --print exits with \(code): \(probe.errorText)") }
-        let preload = probe.outputText.split(separator: " ").first { $0.hasPrefix("LD_PRELOAD=") }.map { "\($0) " } ?? ""
+        let preload =
+            probe.outputText.split(separator: " ").first { $0.hasPrefix("LD_PRELOAD=") }.map { "\($0) " } ?? ""
         let script = "#!/bin/sh\n\(preload)exec \(Settings.qemu) \"$@\"\n"
         try script.write(toFile: path, atomically: true, encoding: .utf8)
         chmod(path, 0o755)

@@ -121,7 +121,9 @@ final class Secondary {
     func waitForCheckpoints(_ count: Int, of guest: String, within seconds: Double = 60) throws -> Int {
         let first = try committedEpoch(guest)
         var last = first
-        try waitUntil("\(count) checkpoints after epoch \(first)", within: seconds, every: 100, seen: { "epoch \(last)" }) {
+        try waitUntil(
+            "\(count) checkpoints after epoch \(first)", within: seconds, every: 100, seen: { "epoch \(last)" }
+        ) {
             last = try committedEpoch(guest)
             return last >= first + count
         }

@@ -29,7 +29,9 @@ struct SelfCheck: CustomStringConvertible {
             guard serial.faults.isEmpty else {
                 throw TestFailure("the restored guest reports \(serial.faults) (\(serial.summary))")
             }
-            guard guest.isAlive else { throw TestFailure("the restored guest's QEMU ended: \(tail(of: guest.qemuLog))") }
+            guard guest.isAlive else {
+                throw TestFailure("the restored guest's QEMU ended: \(tail(of: guest.qemuLog))")
+            }
             let ticks = (serial.lastTick?.number ?? 0) - (serial.firstTick?.number ?? 0)
             let busyDisks = serial.diskLines.filter { $0.value >= 2 }.count
             let passed = ticks >= 10 && serial.ramLines >= 3 && busyDisks == guest.writingDisks
@@ -46,9 +48,12 @@ struct SelfCheck: CustomStringConvertible {
         guard first.boot == lastTick.boot else {
             throw TestFailure("another guest: boot \(first.boot) after boot \(lastTick.boot)")
         }
-        guard lost >= (isCut ? -1 : 0) else { throw TestFailure("tick \(first.number) follows tick \(lastTick.number): one is missing") }
+        guard lost >= (isCut ? -1 : 0) else {
+            throw TestFailure("tick \(first.number) follows tick \(lastTick.number): one is missing")
+        }
         guard lost <= mostLostTicks else {
-            throw TestFailure("\(lost) ticks lost, more than \(mostLostTicks): tick \(first.number) after \(lastTick.number)")
+            throw TestFailure(
+                "\(lost) ticks lost, more than \(mostLostTicks): tick \(first.number) after \(lastTick.number)")
         }
         return SelfCheck(
             epoch: report["epoch"].int ?? -1, milliseconds: report["millisecondsToRunning"].double ?? -1,

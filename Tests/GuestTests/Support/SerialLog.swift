@@ -42,7 +42,8 @@ final class SerialLog {
     }
 
     private static let alarms = [
-        "RAMFAIL", "DISKFAIL", "Kernel panic", "Oops", "BUG:", "Call Trace", "I/O error", "SELFCHECK bad", "soft lockup",
+        "RAMFAIL", "DISKFAIL", "Kernel panic", "Oops", "BUG:", "Call Trace", "I/O error", "SELFCHECK bad",
+        "soft lockup",
     ]
 
     private static let kinds = ["TICK", "RAMOK", "DISKOK", "DISKSCAN", "NETOK", "SELFCHECK"]
