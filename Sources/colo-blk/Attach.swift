@@ -55,7 +55,7 @@ struct Attach: AsyncParsableCommand {
             let address = try to.map { text throws(Address.Malformed) in try Address(parsing: text) }
             if let address, !address.staysOnThisMachine, !insecure {
                 throw fail(
-                    "\(address) is not on this machine and the link is clear text: tunnel it (ssh -L, WireGuard), or say "
+                    "\(address) is not on this machine and the link is clear text: tunnel it (ssh, WireGuard), or say "
                         + "--insecure in a network you trust with the guest's memory")
             }
             let options = AttachOptions(

@@ -28,7 +28,7 @@ struct Serve: AsyncParsableCommand {
             let address = try Address(parsing: listen)
             guard address.staysOnThisMachine || insecure else {
                 throw fail(
-                    "\(address) leaves this machine and the link is clear text: tunnel it (ssh -L, WireGuard) and listen on "
+                    "\(address) leaves this machine and the link is clear text: tunnel it (ssh, WireGuard), listen on "
                         + "127.0.0.1, or say --insecure in a network you trust with the guest's memory")
             }
             let log = logging.makeLogger("colo-blk")

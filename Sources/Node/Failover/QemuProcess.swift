@@ -137,7 +137,8 @@ public final class QemuProcess: Sendable {
                 throw LaunchFailed(
                     executable: "QEMU (pid \(pid))",
                     reason:
-                        "it closed its incoming stream at byte \(offset) of \(bytes.count): \(Errno(rawValue: errno)); \(lastWords)"
+                        "it closed its incoming stream at byte \(offset) of \(bytes.count): "
+                        + "\(Errno(rawValue: errno)); \(lastWords)"
                 )
             }
             offset += count

@@ -414,7 +414,7 @@ final class GuestStore {
         guard try before == CheckpointWitness.take(of: diskFolders) else {
             throw Failed(
                 description: "the disks below '\(name)' have changed since its failover (a block-commit?): checkpoint "
-                    + "\(committed) is gone, and starting it again would destroy the disks. Start QEMU on the disks by hand"
+                    + "\(committed) is gone, and starting it would destroy the disks. Start QEMU on the disks by hand"
             )
         }
     }

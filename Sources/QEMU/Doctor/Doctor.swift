@@ -135,7 +135,8 @@ struct Doctor {
         if !devices.isEmpty {
             add(
                 .blocker, "memory-device",
-                "\(devices.count) memory device\(devices.count == 1 ? "" : "s") (\(devices[0]["type"]?.stringValue ?? "?")) "
+                "\(devices.count) memory device\(devices.count == 1 ? "" : "s") "
+                    + "(\(devices[0]["type"]?.stringValue ?? "?")) "
                     + "besides the main RAM",
                 "give the guest all its memory with -m")
         }
