@@ -285,18 +285,17 @@ actor GuestReplica {
             lastEnd = "failed over"
         }
         lastEnd = nil
+        // The record first: an active disk without one is somebody's writes that no record speaks of.
+        if !wasPromoted { try store.promote() }
+        defer {
+            if !wasPromoted { rememberCheckpoint() }
+        }
         let disks = try activeDisks(wasPromoted: wasPromoted)
         let plan = try plan(.failover, disks: disks, options: options)
-        let started: GuestStarter.Started
-        do {
-            started = try await start(plan) {
-                if !wasPromoted { try store.promote() }
-            }
-        } catch {
-            if !wasPromoted { try? store.rememberCheckpoint() }
-            throw error
+        let stream = store.restoreStream
+        let started = try await plan.start(on: starter, log: log, timeLimitSeconds: 60) { process in
+            try stream.withUnsafeBytes { try process.writeIncoming($0) }
         }
-        if !wasPromoted { try store.rememberCheckpoint() }
         let running = RunningGuest(pid: started.process.pid, qmpSocket: plan.qmpSocket)
         guest = running
         try running.save(runDirectory: store.runDirectory)
@@ -310,25 +309,13 @@ actor GuestReplica {
             millisecondsToRunning: milliseconds)
     }
 
-    /// Starts QEMU and promotes the replica side by side: QEMU gets its state, and so can run, only once the promotion is
-    /// durable.
-    private func start(_ plan: FailoverPlan, promoting promote: () throws -> Void) async throws -> GuestStarter.Started
-    {
-        let stream = store.restoreStream
-        let gate = Gate()
-        let starting = Task { [starter, log] in
-            try await plan.start(on: starter, log: log, timeLimitSeconds: 60) { process in
-                try gate.wait()
-                try stream.withUnsafeBytes { try process.writeIncoming($0) }
-            }
-        }
+    /// Not before the guest runs, who has waited long enough. Without it a start cannot be repeated, which is safe.
+    private func rememberCheckpoint() {
         do {
-            try promote()
-            gate.open()
+            try store.rememberCheckpoint()
         } catch {
-            gate.shut("the promotion could not be recorded: \(error)")
+            log.warning("a repeated start of the checkpoint will be refused", metadata: ["reason": "\(error)"])
         }
-        return try await starting.value
     }
 
     private func dryRun(_ options: FailoverOptions) throws -> FailoverReport {

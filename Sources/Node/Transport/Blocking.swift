@@ -1,6 +1,5 @@
 import Dispatch
 import Glibc
-import Synchronization
 import Units
 
 /// The one place that reads the clock for the engine.
@@ -31,28 +30,5 @@ enum BlockingTask {
                 }
             }
         }
-    }
-}
-
-/// Holds up a thread that may block until somebody decides.
-final class Gate: Sendable {
-    struct Shut: Error, CustomStringConvertible {
-        let description: String
-    }
-
-    private let semaphore = DispatchSemaphore(value: 0)
-    private let reason = Mutex<String?>(nil)
-
-    func open() { semaphore.signal() }
-
-    func shut(_ why: String) {
-        reason.withLock { $0 = why }
-        semaphore.signal()
-    }
-
-    /// Returns when it is open; throws when it is shut. For one waiter.
-    func wait() throws(Shut) {
-        semaphore.wait()
-        if let why = reason.withLock({ $0 }) { throw Shut(description: why) }
     }
 }
