@@ -1,3 +1,4 @@
+import AsyncIO
 import Glibc
 
 /// A directory for the sockets of one attachment that QEMU, and nobody else, can reach.
@@ -11,7 +12,8 @@ final class SocketDirectory: Sendable {
 
     /// - Parameter pid: the process of QEMU; when it runs as another user, the directory is made that user's.
     init(forProcess pid: Int32?) throws {
-        var template = Array("/tmp/colo-blk-XXXXXX".utf8CString)
+        Self.sweep(parent: "/tmp")
+        var template = Array("/tmp/\(Self.prefix)\(getpid())-XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else {
             throw Failed(
                 description: "no directory for sockets can be made in /tmp: \(String(cString: strerror(errno)))")
@@ -31,16 +33,30 @@ final class SocketDirectory: Sendable {
     }
 
     /// Removes it with all sockets. QEMU's connections go on.
-    func remove() {
-        guard let stream = opendir(directory) else { return }
-        while let entry = readdir(stream) {
-            let name = withUnsafePointer(to: &entry.pointee.d_name) {
-                $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
-            }
-            if name != ".", name != ".." { unlink("\(directory)/\(name)") }
-        }
-        closedir(stream)
+    func remove() { Self.remove(directory) }
+
+    private static func remove(_ directory: String) {
+        for name in (try? Directory.names(in: directory)) ?? [] { unlink("\(directory)/\(name)") }
         rmdir(directory)
+    }
+
+    private static let prefix = "colo-blk-"
+
+    /// Removes what agents left that were killed: directories with the number of a process that is gone. Only those that
+    /// belong to our own user, whom nobody else can swap for something else in a sticky directory.
+    static func sweep(parent: String) {
+        for name in (try? Directory.names(in: parent)) ?? [] where name.hasPrefix(prefix) {
+            let parts = name.dropFirst(prefix.count).split(separator: "-")
+            guard parts.count == 2, let pid = pid_t(parts[0]), pid > 1, kill(pid, 0) != 0, errno == ESRCH else {
+                continue
+            }
+            let path = "\(parent)/\(name)"
+            var status = stat()
+            guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFDIR, status.st_uid == geteuid() else {
+                continue
+            }
+            remove(path)
+        }
     }
 
     func path(_ name: String) -> String { "\(directory)/\(name)" }
