@@ -49,7 +49,7 @@ extension BadInput {
                 try FakeQMP(guest.otherQMP).execute("query-named-block-nodes", ["flat": true]) as? [[String: Any]]
             let files = (nodes ?? []).filter { ($0["node-name"] as? String ?? "").hasPrefix("colo-blk-nbd") }
                 .compactMap { $0["file"] as? String }
-            let folder = files.first?.firstMatch(of: /\/tmp\/colo-blk-[A-Za-z0-9]+/)
+            let folder = files.first?.firstMatch(of: /\/tmp\/colo-blk-[A-Za-z0-9-]+/)
             return try #require(folder.map { String($0.output) }, "no socket directory in \(files)")
         }
 
