@@ -22,7 +22,7 @@ install_missing() {
 }
 
 build_packages=(libaio-dev libzstd-dev libqcow-dev pkg-config)
-guest_packages=(qemu-system-x86 qemu-utils busybox-static cpio gcc libc6-dev)
+guest_packages=(qemu-system-x86 qemu-utils cpio gcc libc6-dev)
 
 require_swift() {
     command -v swift >/dev/null || {

@@ -113,7 +113,9 @@ final class MigrationHandler: ChannelInboundHandler {
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
-        if isWelcome { core.end(.migrationEnded("migration socket: \(error)")) }
+        // A QEMU that closes with a word of ours unread resets the connection: the same end in another dress.
+        core.log.debug("migration socket: \(error)")
+        if isWelcome { core.end(.migrationEnded(Self.words(stream.connectionClosed()))) }
         context.close(promise: nil)
     }
 
