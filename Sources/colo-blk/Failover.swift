@@ -45,7 +45,7 @@ struct Failover: AsyncParsableCommand {
             }
             for finding in report.findings { printError("note: \(finding)") }
             if dryRun {
-                print(report.arguments.map(ShellQuote.quote).joined(separator: " "))
+                print(report.commandLine)
                 return
             }
             print("guest        \(report.guest)")

@@ -17,7 +17,6 @@ extension AgentCore: MigrationSink {
     func ramLayout(_ blocks: [RamBlockDescription], sectionID: UInt32) {
         do {
             let layout = try RamLayout(blocks: blocks.map { RamLayout.Block(name: $0.name, length: $0.length) })
-            setRamTotal(layout.total)
             encoder.setLayout(layout)
         } catch {
             return end(.failed("the guest's RAM layout is not supported: \(error)"))

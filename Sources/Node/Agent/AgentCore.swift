@@ -24,21 +24,15 @@ enum AgentEnding: Sendable, Equatable {
 /// What the agent tells about itself, for the progress line.
 struct AgentFigures: Sendable {
     var committed = Epoch.none
-    var open = Epoch.none
     var uncommitted = 0
     /// Nanoseconds from our reply to QEMU, which stops the guest, to our last acknowledgement, which lets it run.
     var lastPauseNanoseconds: UInt64 = 0
     var lastDirtyPages = 0
     /// Bytes of the last sealed epoch on the link, all kinds of frames.
     var lastEpochBytes: UInt64 = 0
-    var linkBytes: UInt64 = 0
     /// Bytes sent or waiting that the secondary has not yet taken in.
     var outstandingBytes: UInt64 = 0
-    var diskBytes: UInt64 = 0
-    var ramPagesSeen: UInt64 = 0
-    var ramBytesTotal: UInt64 = 0
     var lastCommitLagNanoseconds: UInt64 = 0
-    var checkpoints: UInt64 = 0
 }
 
 /// The agent's half of the engine between three sockets: QEMU's NBD client, QEMU's migration stream and the link.
@@ -115,7 +109,6 @@ final class AgentCore {
         self.log = log
         encoder = RamEncoder(generation: settings.generation, useDelta: settings.useDelta)
         policy = EpochPolicy(interval: settings.intervalNanoseconds, now: MonotonicClock.now())
-        figures.open = settings.firstEpoch
     }
 
     /// The epoch whose RAM and device state are coming in.
@@ -164,7 +157,6 @@ final class AgentCore {
 
     private func account(_ length: UInt64) {
         sentTotal += length
-        figures.linkBytes = sentTotal
         figures.outstandingBytes = outstandingBytes
         if outstandingBytes > settings.budgetBytes {
             end(
@@ -338,14 +330,12 @@ final class AgentCore {
     func boundary() {
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendBoundary() }) else { return }
         sendCommand(.send, epoch: epoch)
-        figures.open = epoch.next
     }
 
     /// Everything of the epoch is in our memory. The encoder sends what is left, then the device state and the seal.
     func completeEpoch(deviceState: [UInt8]) {
         let epoch = streamEpoch
         figures.lastDirtyPages = dirtyPages
-        figures.checkpoints += 1
         dirtyPages = 0
         checkpointRunning = false
         submitChunk(epoch: epoch)
@@ -424,10 +414,7 @@ final class AgentCore {
 
     func countPage() {
         dirtyPages += 1
-        figures.ramPagesSeen += 1
     }
-
-    func setRamTotal(_ bytes: UInt64) { figures.ramBytesTotal = bytes }
 
     func pauseEnded() {
         guard let began = pauseBegan else { return }
@@ -439,7 +426,6 @@ final class AgentCore {
 
     /// A write of the guest, or of the initial copy: belongs to the epoch that is open now.
     func diskWrite(disk: Int, offset: UInt64, bytes: UnsafeRawBufferPointer) {
-        figures.diskBytes += UInt64(bytes.count)
         var done = 0
         while done < bytes.count {
             guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }

@@ -1,3 +1,5 @@
+import QEMU
+
 /// What a verb asks of the daemon. One JSON object a line over the control socket of the store; one line comes back.
 public struct ControlRequest: Codable, Sendable {
     public enum Verb: String, Codable, Sendable {
@@ -78,6 +80,11 @@ public struct FailoverReport: Codable, Sendable {
         self.qmpSocket = qmpSocket
         self.millisecondsToRunning = millisecondsToRunning
     }
+}
+
+extension FailoverReport {
+    /// The command as one line for a shell.
+    public var commandLine: String { FailoverCommand.text(arguments) }
 }
 
 /// What `colo-blk status` tells of one guest.

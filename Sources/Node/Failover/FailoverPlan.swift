@@ -50,10 +50,9 @@ struct FailoverPlan {
         }
     }
 
-    /// Starts QEMU and has it take the state that `stream` writes.
+    /// Starts QEMU and has it take the state out of `stream`.
     func start(
-        on eventLoop: any EventLoop, log: Logger, timeLimitSeconds: UInt64,
-        stream: @escaping @Sendable (QemuProcess) throws -> Void
+        stream: [UInt8], on eventLoop: any EventLoop, log: Logger, timeLimitSeconds: UInt64
     ) async throws -> GuestStarter.Started {
         let starter = GuestStarter(
             arguments: arguments, qmpSocket: qmpSocket, logPath: logPath, expectedStatus: paused ? "paused" : "running",

@@ -26,13 +26,15 @@ struct GuestStarter {
     let eventLoop: any EventLoop
     let log: Logger
 
-    /// - Parameter stream: the bytes for `-incoming`; read once, from a thread that may block.
-    func start(stream: @escaping @Sendable (QemuProcess) throws -> Void) async throws -> Started {
+    /// - Parameter stream: the bytes for `-incoming`; written from a thread that may block.
+    func start(stream: [UInt8]) async throws -> Started {
         unlink(qmpSocket)
         let begun = MonotonicClock.now()
         let process = try await QemuProcess.launch(arguments: arguments, logPath: logPath)
         do {
-            let writer = BlockingTask.run(label: "colo-blk.restore") { try stream(process) }
+            let writer = BlockingTask.run(label: "colo-blk.restore") {
+                try stream.withUnsafeBytes { try process.writeIncoming($0) }
+            }
             try await waitUntilLoaded(process, since: begun)
             try await writer.value
         } catch {

@@ -242,10 +242,8 @@ actor GuestReplica {
             let disks = try store.makeActiveDisks(.scratch("proof"))
             defer { for path in disks.values { unlink(path) } }
             let plan = try plan(.proof, disks: disks, options: FailoverOptions(paused: true))
-            let stream = store.restoreStream
-            let started = try await plan.start(on: starter, log: log, timeLimitSeconds: 20) { process in
-                try stream.withUnsafeBytes { try process.writeIncoming($0) }
-            }
+            let started = try await plan.start(
+                stream: store.restoreStream, on: starter, log: log, timeLimitSeconds: 20)
             started.process.kill()
             _ = await started.process.waitForExit()
             proof = .init(verdict: .proven, epoch: epoch.rawValue, milliseconds: started.millisecondsToState)
@@ -275,14 +273,13 @@ actor GuestReplica {
         }
         let wasPromoted = store.isPromoted
         // Checked before anything is changed: is there a checkpoint, and a command line for it?
-        _ = try plan(.failover, disks: plannedDisks(), options: options)
+        let plan = try plan(.failover, disks: plannedDisks(), options: options)
         isFailingOver = true
         defer { isFailingOver = false }
         if let session {
             session.bye(code: ByeCode.fenced, reason: "failed over", generation: store.generation)
             self.session = nil
             machine.disconnected()
-            lastEnd = "failed over"
         }
         lastEnd = nil
         // The record first: an active disk without one is somebody's writes that no record speaks of.
@@ -290,12 +287,8 @@ actor GuestReplica {
         defer {
             if !wasPromoted { rememberCheckpoint() }
         }
-        let disks = try activeDisks(wasPromoted: wasPromoted)
-        let plan = try plan(.failover, disks: disks, options: options)
-        let stream = store.restoreStream
-        let started = try await plan.start(on: starter, log: log, timeLimitSeconds: 60) { process in
-            try stream.withUnsafeBytes { try process.writeIncoming($0) }
-        }
+        try makeActiveDisks(wasPromoted: wasPromoted)
+        let started = try await plan.start(stream: store.restoreStream, on: starter, log: log, timeLimitSeconds: 60)
         let running = RunningGuest(pid: started.process.pid, qmpSocket: plan.qmpSocket)
         guest = running
         try running.save(runDirectory: store.runDirectory)
@@ -335,7 +328,7 @@ actor GuestReplica {
 
     /// New active disks. A start that is repeated after the guest has run must not take the RAM back and leave the
     /// disks ahead, so the active disks begin anew each time, and what the guest wrote since is kept aside.
-    private func activeDisks(wasPromoted: Bool) throws -> [String: String] {
+    private func makeActiveDisks(wasPromoted: Bool) throws {
         if wasPromoted {
             try store.checkUnmerged()
             for path in plannedDisks().values where access(path, F_OK) == 0 {
@@ -347,7 +340,7 @@ actor GuestReplica {
                 log.warning("the disk of an earlier start was kept aside", metadata: ["file": "\(aside)"])
             }
         }
-        return try store.makeActiveDisks(.active)
+        _ = try store.makeActiveDisks(.active)
     }
 
     // MARK: Status

@@ -116,9 +116,10 @@ public struct FailoverCommand: Sendable, Equatable, Codable {
     }
 
     /// The command as one line for a shell.
-    public var text: String {
-        ([executable] + arguments).map(Self.quoted).joined(separator: " ")
-    }
+    public var text: String { Self.text([executable] + arguments) }
+
+    /// Words as one line for a shell.
+    public static func text(_ words: [String]) -> String { words.map(quoted).joined(separator: " ") }
 
     private static func quoted(_ word: String) -> String {
         let plain = word.utf8.allSatisfy { byte in
