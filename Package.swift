@@ -13,6 +13,8 @@ let argumentParser: Target.Dependency = .product(name: "ArgumentParser", package
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let nioSSL: Target.Dependency = .product(name: "NIOSSL", package: "swift-nio-ssl")
+let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
 let serviceLifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
 let unixSignals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let subprocess: Target.Dependency = .product(name: "Subprocess", package: "swift-subprocess")
@@ -22,12 +24,16 @@ let package = Package(
     name: "colo-blk",
     platforms: [.macOS(.v15)],
     products: [
-        .executable(name: "colo-blk", targets: ["colo-blk"])
+        .executable(name: "colo-blk", targets: ["colo-blk"]),
+        // For Benchmarks and Fuzz, which are packages of their own.
+        .library(name: "ColoBlkEngine", targets: ["Node", "RamCache", "NBD", "Qcow2", "QEMU", "Link", "Units"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.0"),
         .package(url: "https://github.com/apple/swift-system", from: "1.8.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
         .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
@@ -36,6 +42,7 @@ let package = Package(
         // Doors to C.
         .target(name: "CAio", linkerSettings: [.linkedLibrary("aio")]),
         .target(name: "CLinux"),
+        .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CQcow", pkgConfig: "libqcow", providers: [.apt(["libqcow-dev"])]),
 
@@ -59,7 +66,8 @@ let package = Package(
             name: "Node",
             dependencies: [
                 "Units", "AsyncIO", "NBD", "QEMU", "Qcow2", "Link", "BlockReplica", "RamCache", "Checkpointer",
-                "CLinux", nioCore, nioPosix, logging, subprocess, systemPackage,
+                "CLinux", "CQcow", "CZlib", "CZstd", crypto, nioCore, nioPosix, nioSSL, logging, subprocess,
+                systemPackage,
             ],
             swiftSettings: swiftSettings),
         .executableTarget(
@@ -68,6 +76,7 @@ let package = Package(
             swiftSettings: swiftSettings),
 
         // Tests.
+        .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
         test("UnitsTests", ["Units"]),
         test("AsyncIOTests", ["AsyncIO", "Units", systemPackage]),
         test("NBDTests", ["NBD", "Units"]),
@@ -83,6 +92,8 @@ let package = Package(
                 "Node", "QEMU", "Units", "AsyncIO", "Qcow2", "BlockReplica", "RamCache", "Link", "Checkpointer", "NBD",
                 "CLinux", nioCore, nioPosix, logging, systemPackage,
             ]),
+        // Other programs as our clients and servers: qemu-img, qemu-io, nbdkit, libnbd, fio; black box.
+        test("InteropTests", []),
         test("ArchitectureTests", []),
         // Real guests; black box but for the formats on the wire.
         test("GuestTests", ["Link", "Checkpointer", "Units", "QEMU"]),
@@ -90,5 +101,5 @@ let package = Package(
 )
 
 func test(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
-    .testTarget(name: name, dependencies: dependencies, swiftSettings: swiftSettings)
+    .testTarget(name: name, dependencies: dependencies + ["TestSupport"], swiftSettings: swiftSettings)
 }

@@ -21,7 +21,8 @@ install_missing() {
         "${missing[@]}" >/dev/null
 }
 
-build_packages=(libaio-dev libzstd-dev libqcow-dev pkg-config)
+build_packages=(libaio-dev libzstd-dev libqcow-dev zlib1g-dev pkg-config)
+interop_packages=(qemu-utils nbdkit nbdkit-plugin-python libnbd-bin python3-libnbd fio)
 guest_packages=(qemu-system-x86 qemu-utils cpio gcc libc6-dev)
 
 require_swift() {

@@ -1,0 +1,2 @@
+// The door to zlib (Debian: zlib1g-dev).
+#include <zlib.h>
