@@ -67,7 +67,13 @@ public final class AioContext {
 
     /// Runs every operation and returns when all have ended. Short transfers are completed. When any fails, the rest
     /// still ends before the first failure in the batch's order is thrown; what reached the files is then unknown.
+    ///
+    /// Operations on files that are observed are performed one after the other.
     public func run(_ operations: [AioOperation]) throws(IOError) {
+        if operations.contains(where: { $0.file.observer != nil }) {
+            for operation in operations { try operation.perform() }
+            return
+        }
         var failure: IOError? = nil
         var start = 0
         while start < operations.count {

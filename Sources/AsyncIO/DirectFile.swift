@@ -26,10 +26,14 @@ public final class DirectFile {
     public let isDirect: Bool
     private let directDescriptor: CInt
     private let bufferedDescriptor: CInt
+    /// Sees each call on this file before it is made; nil but in tests.
+    let observer: (any FileObserver)?
 
     /// Opens a file (open(2)). With `direct` false the page cache is always used.
     public init(path: String, mode: Mode, direct: Bool = true) throws(IOError) {
         var flags = caio_O_CLOEXEC
+        let observer = FileObservation.observer(of: path)
+        if let observer, mode == .create || mode == .createOrTruncate { try observer.willPerform(.create(path: path)) }
         switch mode {
         case .readOnly: flags |= O_RDONLY
         case .readWrite: flags |= O_RDWR
@@ -40,6 +44,7 @@ public final class DirectFile {
         let reopen = (flags & ~(O_CREAT | O_EXCL | O_TRUNC)) | caio_O_DIRECT
         let opened = direct ? caio_open(path, reopen, 0) : -1
         self.path = path
+        self.observer = observer
         self.bufferedDescriptor = buffered
         self.isDirect = opened >= 0
         self.directDescriptor = opened >= 0 ? opened : buffered
@@ -73,6 +78,7 @@ public final class DirectFile {
     public func readAvailable(
         at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer
     ) throws(IOError) -> Int {
+        if let observer { try observer.willPerform(.read(path: path, offset: offset, length: buffer.count)) }
         var done = 0
         while done < buffer.count {
             let rest = UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
@@ -88,6 +94,7 @@ public final class DirectFile {
 
     /// Writes all of `buffer` at `offset` (pwrite(2), repeated until done).
     public func write(at offset: UInt64, from buffer: UnsafeRawBufferPointer) throws(IOError) {
+        if let observer { try observer.willPerform(.write(path: path, offset: offset, bytes: buffer)) }
         var done = 0
         while done < buffer.count {
             let rest = UnsafeRawBufferPointer(rebasing: buffer[done...])
@@ -135,13 +142,15 @@ public final class DirectFile {
     /// Cuts the file or lets it grow with a hole (ftruncate(2)).
     public func truncate(to size: UInt64) throws(IOError) {
         let length = try position(size, "ftruncate")
+        if let observer { try observer.willPerform(.truncate(path: path, size: size)) }
         _ = try checked(Int64(caio_truncate(bufferedDescriptor, length)), "ftruncate", path, size)
     }
 
     /// Gives the range's space back; it reads as zeroes (fallocate(2) with PUNCH_HOLE and KEEP_SIZE). Returns false,
     /// with nothing done, where the file system cannot.
     public func punchHole(at offset: UInt64, length: UInt64) throws(IOError) -> Bool {
-        try allocateOrDecline(
+        if let observer { try observer.willPerform(.zero(path: path, offset: offset, length: length)) }
+        return try allocateOrDecline(
             mode: caio_FALLOC_FL_PUNCH_HOLE | caio_FALLOC_FL_KEEP_SIZE, offset, length, "punch hole")
     }
 
@@ -157,13 +166,15 @@ public final class DirectFile {
     /// Makes the range read as zeroes and keeps its space (fallocate(2) with ZERO_RANGE). Returns false, with nothing
     /// done, where the file system cannot.
     public func zeroRange(at offset: UInt64, length: UInt64) throws(IOError) -> Bool {
-        try allocateOrDecline(mode: caio_FALLOC_FL_ZERO_RANGE, offset, length, "zero range")
+        if let observer { try observer.willPerform(.zero(path: path, offset: offset, length: length)) }
+        return try allocateOrDecline(mode: caio_FALLOC_FL_ZERO_RANGE, offset, length, "zero range")
     }
 
     /// Reserves space for the range and lets the file grow to its end (fallocate(2)). Returns false, with nothing
     /// done, where the file system cannot.
     public func allocate(at offset: UInt64, length: UInt64) throws(IOError) -> Bool {
-        try allocateOrDecline(mode: 0, offset, length, "fallocate")
+        if let observer { try observer.willPerform(.allocate(path: path, offset: offset, length: length)) }
+        return try allocateOrDecline(mode: 0, offset, length, "fallocate")
     }
 
     private func allocateOrDecline(
@@ -181,11 +192,13 @@ public final class DirectFile {
 
     /// Makes everything written durable, and the size (fdatasync(2)).
     public func sync() throws(IOError) {
+        if let observer { try observer.willPerform(.sync(path: path)) }
         _ = try checked(Int64(caio_fdatasync(bufferedDescriptor)), "fdatasync", path)
     }
 
     /// Makes the names in a directory durable (fsync(2) of the directory).
     public static func syncDirectory(_ path: String) throws(IOError) {
+        try FileObservation.announce(.syncDirectory(path: path), of: path)
         let directory = CInt(
             try checked(Int64(caio_open(path, O_RDONLY | O_DIRECTORY | caio_O_CLOEXEC, 0)), "open directory", path))
         defer { caio_close(directory) }

@@ -5,6 +5,7 @@ import SystemPackage
 public enum Directory {
     /// Makes a directory with permissions 0700 (mkdir(2)); one that is there already is kept as it is.
     public static func create(_ path: String) throws(IOError) {
+        try FileObservation.announce(.makeDirectory(path: path), of: path)
         guard mkdir(path, 0o700) == 0 || Glibc.errno == EEXIST else {
             throw IOError(operation: "mkdir", path: path, errno: Errno(rawValue: Glibc.errno))
         }
@@ -31,13 +32,23 @@ public enum Directory {
 
     /// Removes a file (unlink(2)); one that is missing is no error.
     public static func removeFile(_ path: String) throws(IOError) {
+        try FileObservation.announce(.remove(path: path), of: path)
         guard unlink(path) == 0 || Glibc.errno == ENOENT else {
             throw IOError(operation: "unlink", path: path, errno: Errno(rawValue: Glibc.errno))
         }
     }
 
+    /// Removes a directory that is empty (rmdir(2)); one that is missing is no error.
+    public static func remove(_ path: String) throws(IOError) {
+        try FileObservation.announce(.removeDirectory(path: path), of: path)
+        guard rmdir(path) == 0 || Glibc.errno == ENOENT else {
+            throw IOError(operation: "rmdir", path: path, errno: Errno(rawValue: Glibc.errno))
+        }
+    }
+
     /// Gives a file another name, replacing what had it (rename(2)).
     public static func rename(_ from: String, to target: String) throws(IOError) {
+        try FileObservation.announce(.rename(from: from, to: target), of: target)
         guard Glibc.rename(from, target) == 0 else {
             throw IOError(operation: "rename", path: from, errno: Errno(rawValue: Glibc.errno))
         }

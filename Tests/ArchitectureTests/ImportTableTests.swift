@@ -4,7 +4,7 @@ import Testing
 /// The table of docs/architecture.md: who may import whom.
 private let importTable: [String: Set<String>] = [
     "Units": [],
-    "AsyncIO": ["Units", "CAio", "SystemPackage", "BasicContainers", "Glibc"],
+    "AsyncIO": ["Units", "CAio", "SystemPackage", "BasicContainers", "Glibc", "Synchronization"],
     "NBD": ["Units"],
     "Qcow2": ["Units"],
     "QEMU": ["Units", "FoundationEssentials"],

@@ -117,7 +117,7 @@ final class GuestStore {
         case .deleteDisk(let id):
             let folder = diskDirectory(id)
             for file in try Directory.names(in: folder) { try Directory.removeFile("\(folder)/\(file)") }
-            rmdir(folder)
+            try Directory.remove(folder)
         }
     }
 
@@ -321,7 +321,7 @@ final class GuestStore {
             SessionFiles.removeOthers(guestDirectory: directory, keeping: session.id)
         }
         for disk in disks { try disk.replica.committed(epoch) }
-        if let old = previous?.device?.name, old != state { unlink("\(directory)/device/\(old)") }
+        if let old = previous?.device?.name, old != state { try? Directory.removeFile("\(directory)/device/\(old)") }
     }
 
     /// Brings the RAM cache to the committed epoch and prebuilds the restore stream.

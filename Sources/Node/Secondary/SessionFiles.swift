@@ -111,8 +111,10 @@ struct SessionFiles {
     static func removeOthers(guestDirectory: String, keeping session: Identifier) {
         let parent = "\(guestDirectory)/sessions"
         for name in (try? Directory.names(in: parent)) ?? [] where name != session.hex {
-            for file in (try? Directory.names(in: "\(parent)/\(name)")) ?? [] { unlink("\(parent)/\(name)/\(file)") }
-            rmdir("\(parent)/\(name)")
+            for file in (try? Directory.names(in: "\(parent)/\(name)")) ?? [] {
+                try? Directory.removeFile("\(parent)/\(name)/\(file)")
+            }
+            try? Directory.remove("\(parent)/\(name)")
         }
     }
 }

@@ -1,61 +1,40 @@
 import AsyncIO
 import Qcow2
 
-/// All changes that a replicated disk makes to its files go through here: one place that knows whether syncs count, and
-/// that tests can stop between any two of them.
+/// All changes that a replicated disk makes to its files go through here: one place that knows whether syncs count.
+/// Tests see them, and have them fail, with a ``FileObserver``.
 final class DiskIO {
-    /// A change of a file or a directory.
-    enum Step: Equatable {
-        case create, truncate, allocate, write, punchHole, sync, syncDirectory, rename, remove
-    }
-
     /// Whether syncs are performed. Without, changes still reach the kernel in order, which a crash of this process
     /// survives, but not one of the machine.
     let durable: Bool
     /// Made when a batch first gains from it.
     private var context: AioContext?
-    /// Called before each change; throwing stands for a crash at that point.
-    var fault: ((Step, String) throws(IOError) -> Void)?
 
     init(durable: Bool) {
         self.durable = durable
     }
 
-    private func step(_ step: Step, _ path: String) throws(IOError) {
-        if let fault { try fault(step, path) }
-    }
-
     func create(_ path: String) throws(IOError) -> DirectFile {
-        try step(.create, path)
-        return try DirectFile(path: path, mode: .createOrTruncate)
+        try DirectFile(path: path, mode: .createOrTruncate)
     }
 
     func truncate(_ file: DirectFile, to size: UInt64) throws(IOError) {
-        try step(.truncate, file.path)
         try file.truncate(to: size)
     }
 
     /// Lets the file grow to `size` with space behind it, as far as the file system can.
     func grow(_ file: DirectFile, from start: UInt64, to size: UInt64) throws(IOError) {
-        try step(.allocate, file.path)
         if try !file.allocate(at: start, length: size - start) { try file.truncate(to: size) }
     }
 
     func write(_ file: DirectFile, _ write: FileWrite) throws(IOError) {
-        try step(.write, file.path)
         try file.write(at: write.offset, from: write.bytes)
     }
 
     func read(_ operations: [AioOperation]) throws(IOError) { try run(operations) }
 
     /// Writes that do not overlap, in any order.
-    func write(_ operations: [AioOperation]) throws(IOError) {
-        guard fault != nil else { return try run(operations) }
-        for operation in operations {
-            try step(.write, operation.file.path)
-            try run([operation])
-        }
-    }
+    func write(_ operations: [AioOperation]) throws(IOError) { try run(operations) }
 
     /// Few transfers, and those through the page cache, are as fast one after the other.
     private func run(_ operations: [AioOperation]) throws(IOError) {
@@ -69,7 +48,6 @@ final class DiskIO {
 
     /// Makes the range read as zeroes, without space where the file system can.
     func zero(_ file: DirectFile, at offset: UInt64, length: UInt64) throws(IOError) {
-        try step(.punchHole, file.path)
         if try file.punchHole(at: offset, length: length) { return }
         let zeroes = AlignedBuffer(minimumCount: Int(min(length, 1 << 20)))
         var done: UInt64 = 0
@@ -82,23 +60,19 @@ final class DiskIO {
 
     func sync(_ file: DirectFile) throws(IOError) {
         guard durable else { return }
-        try step(.sync, file.path)
         try file.sync()
     }
 
     func syncDirectory(_ path: String) throws(IOError) {
         guard durable else { return }
-        try step(.syncDirectory, path)
         try DirectFile.syncDirectory(path)
     }
 
     func rename(_ from: String, to target: String) throws(IOError) {
-        try step(.rename, target)
         try Directory.rename(from, to: target)
     }
 
     func remove(_ path: String) throws(IOError) {
-        try step(.remove, path)
         try Directory.removeFile(path)
     }
 

@@ -1,6 +1,7 @@
 import AsyncIO
 import BlockReplica
 import Foundation
+import Synchronization
 import SystemPackage
 import Testing
 import Units
@@ -8,38 +9,59 @@ import Units
 @testable import Node
 
 /// Stops a disk between two changes of its files, and knows what would have survived a power loss there.
-private final class Crash {
+private final class Crash: FileObserver {
+    private struct State {
+        var steps = 0
+        var hasHappened = false
+        var isOver = false
+        /// Contents of each file as of its last sync; nil tracks nothing.
+        var durable: [String: [UInt8]]?
+    }
+
     private let stopAt: Int
-    private(set) var steps = 0
-    private(set) var hasHappened = false
-    /// Contents of each file as of its last sync; nil tracks nothing.
-    private var durable: [String: [UInt8]]?
+    private let state: Mutex<State>
 
     init(at step: Int, tracksSyncs: Bool = false) {
         stopAt = step
-        durable = tracksSyncs ? [:] : nil
+        state = Mutex(State(durable: tracksSyncs ? [:] : nil))
     }
 
-    func attach(to replica: DiskReplica) {
-        if durable != nil, let bytes = FileManager.default.contents(atPath: replica.secondary.path) {
-            durable?[replica.secondary.path] = [UInt8](bytes)
+    var hasHappened: Bool { state.withLock { $0.hasHappened } }
+
+    /// Changes are counted and stopped no more.
+    func end() { state.withLock { $0.isOver = true } }
+
+    func track(_ path: String) {
+        state.withLock { state in
+            if state.durable != nil { state.durable?[path] = Self.contents(path) }
         }
-        replica.io.fault = { [self] (step, path) throws(IOError) in try before(step, path) }
     }
 
-    private func before(_ step: DiskIO.Step, _ path: String) throws(IOError) {
-        steps += 1
-        guard steps < stopAt else {
-            hasHappened = true
-            throw IOError(operation: "crash", path: path, errno: .interrupted)
+    private static func contents(_ path: String) -> [UInt8] {
+        [UInt8](FileManager.default.contents(atPath: path) ?? Data())
+    }
+
+    func willPerform(_ call: FileCall) throws(IOError) {
+        guard !call.isRead else { return }
+        let stops = state.withLock { state in
+            guard !state.isOver else { return false }
+            state.steps += 1
+            guard state.steps < stopAt else {
+                state.hasHappened = true
+                return true
+            }
+            guard state.durable != nil else { return false }
+            switch call {
+            case .sync(let path): state.durable?[path] = Self.contents(path)
+            case .rename(let from, let target):
+                let whole = state.durable?.removeValue(forKey: from)
+                state.durable?[target] = whole
+            case .remove(let path): state.durable?[path] = nil
+            default: break
+            }
+            return false
         }
-        guard durable != nil else { return }
-        if step == .sync { durable?[path] = [UInt8](FileManager.default.contents(atPath: path) ?? Data()) }
-        if step == .rename {
-            let whole = durable?.removeValue(forKey: path + ".new")
-            durable?[path] = whole
-        }
-        if step == .remove { durable?[path] = nil }
+        if stops { throw IOError(operation: "crash", path: call.path, errno: .interrupted) }
     }
 
     /// The machine loses power: of what was not synced, any sectors survive and any do not.
@@ -47,7 +69,7 @@ private final class Crash {
         for name in try FileManager.default.contentsOfDirectory(atPath: directory) {
             let path = directory + "/" + name
             let now = [UInt8](FileManager.default.contents(atPath: path) ?? Data())
-            var old = durable?[path] ?? []
+            var old = state.withLock { $0.durable?[path] } ?? []
             let length = random.below(2) == 0 ? now.count : max(old.count, min(now.count, 4096))
             old += [UInt8](repeating: 0, count: max(now.count - old.count, 0))
             var mixed = now
@@ -127,13 +149,16 @@ struct DiskCrashTests {
     ) throws -> (story: Story, crash: Crash) {
         let crash = Crash(at: stopAt, tracksSyncs: tracksSyncs)
         var story = Story()
-        let replica = try DiskReplica.create(
+        _ = try DiskReplica.create(
             directory: directory, size: UInt64(Story.size), durable: durable, limits: limits())
-        crash.attach(to: replica)
+        crash.track(directory + "/secondary.raw")
+        FileObservation.begin(below: directory, crash)
+        defer { FileObservation.end(below: directory) }
+        let replica = try DiskReplica(directory: directory, durable: durable, limits: limits())
         do { try story.tell(replica, seed: seed) } catch {
             guard crash.hasHappened else { throw error }
         }
-        replica.io.fault = nil
+        crash.end()
         return (story, crash)
     }
 
@@ -178,11 +203,12 @@ struct DiskCrashTests {
                 let (story, crash) = try run(scratch.path, stopAt: step, seed: seed, durable: true)
                 guard crash.hasHappened else { break }
                 let second = Crash(at: inner)
+                FileObservation.begin(below: scratch.path, second)
                 let replica = try DiskReplica(directory: scratch.path, durable: true, limits: limits())
-                second.attach(to: replica)
                 do { _ = try replica.recover(committed: story.committed) } catch {
                     guard second.hasHappened else { throw error }
                 }
+                FileObservation.end(below: scratch.path)
                 try expectRecovered(scratch.path, story, "seed \(seed), step \(step), recovery step \(inner)")
                 try scratch.clear()
                 recoveries += 1
@@ -215,6 +241,8 @@ struct DiskCrashTests {
     @Test("when the store is full nothing is overwritten, the error says so, and the recovery brings the disk back")
     func noSpace() throws {
         let scratch = try DiskScratch(below: Self.place)
+        let faults = FaultInjector(below: scratch.path)
+        defer { faults.end() }
         let replica = try DiskReplica.create(directory: scratch.path, size: 1 << 20, durable: false)
         try replica.beginEpoch(Epoch(1), preserve: false)
         let old = [UInt8](repeating: 1, count: 1 << 20)
@@ -224,15 +252,12 @@ struct DiskCrashTests {
         try replica.beginEpoch(Epoch(2))
         let new = [UInt8](repeating: 2, count: 64 << 10)
         try new.withUnsafeBytes { try replica.write(epoch: Epoch(2), offset: 4096, bytes: $0) }
-        replica.io.fault = { (step, path) throws(IOError) in
-            guard path.contains("hidden-"), step == .write || step == .allocate else { return }
-            throw IOError(operation: "pwrite", path: path, offset: 0, errno: .noSpace)
-        }
+        faults.fail(.noSpace) { $0.path.contains("hidden-") && !$0.isRead }
         let error = #expect(throws: DiskReplicaError.self) { _ = try replica.seal(epoch: Epoch(2)) }
         #expect(error?.isNoSpace == true)
         #expect(try replica.contents(after: Epoch(2)) == old, "the secondary disk is untouched")
         #expect(throws: DiskReplicaError.pipeline(.failed)) { _ = try replica.seal(epoch: Epoch(2)) }
-        replica.io.fault = nil
+        faults.heal()
         _ = try replica.recover(committed: Epoch(1))
         try replica.beginEpoch(Epoch(3))
         try new.withUnsafeBytes { try replica.write(epoch: Epoch(3), offset: 4096, bytes: $0) }
