@@ -163,6 +163,14 @@ public final class DirectFile {
         return UInt64(try checked(answer, "lseek", path, offset))
     }
 
+    /// First byte at or behind `offset` that is in a hole, or the end of the file (lseek(2) with SEEK_HOLE). A file system
+    /// that does not tell says that there is none.
+    public func nextHole(at offset: UInt64) throws(IOError) -> UInt64 {
+        let answer = caio_next_hole(bufferedDescriptor, try position(offset, "lseek"))
+        if [-Int64(ENXIO), -Int64(EINVAL), -Int64(EOPNOTSUPP)].contains(answer) { return try size() }
+        return UInt64(try checked(answer, "lseek", path, offset))
+    }
+
     /// Makes the range read as zeroes and keeps its space (fallocate(2) with ZERO_RANGE). Returns false, with nothing
     /// done, where the file system cannot.
     public func zeroRange(at offset: UInt64, length: UInt64) throws(IOError) -> Bool {

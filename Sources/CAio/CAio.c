@@ -44,6 +44,10 @@ int64_t caio_next_data(int descriptor, int64_t offset) {
     RETRY(int64_t, lseek(descriptor, (off_t)offset, SEEK_DATA));
 }
 
+int64_t caio_next_hole(int descriptor, int64_t offset) {
+    RETRY(int64_t, lseek(descriptor, (off_t)offset, SEEK_HOLE));
+}
+
 // close(2) must not be retried on Linux: the descriptor is gone even when it reports EINTR.
 void caio_close(int descriptor) { (void)close(descriptor); }
 

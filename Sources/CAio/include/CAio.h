@@ -28,6 +28,9 @@ void caio_close(int descriptor);
 // lseek(2) with SEEK_DATA. The descriptor's position moves, which no other call here uses.
 int64_t caio_next_data(int descriptor, int64_t offset);
 
+// lseek(2) with SEEK_HOLE.
+int64_t caio_next_hole(int descriptor, int64_t offset);
+
 // pread(2) and pwrite(2): one call, bytes moved or a negative errno.
 int64_t caio_pread(int descriptor, void *buffer, size_t length, int64_t offset);
 int64_t caio_pwrite(int descriptor, const void *buffer, size_t length, int64_t offset);
