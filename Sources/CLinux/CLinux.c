@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -132,4 +133,22 @@ int clx_pidfd_open(int64_t pid)
 int clx_pidfd_signal(int pidfd, int signo)
 {
     return syscall(SYS_pidfd_send_signal, pidfd, signo, NULL, 0) != 0 ? -errno : 0;
+}
+
+int clx_read_process(int64_t pid, uint64_t remote, void *local, uint64_t length)
+{
+    uint64_t done = 0;
+
+    while (done < length) {
+        struct iovec to = {(char *)local + done, length - done};
+        struct iovec from = {(void *)(uintptr_t)(remote + done), length - done};
+        ssize_t count = process_vm_readv((pid_t)pid, &to, 1, &from, 1, 0);
+
+        if (count < 0)
+            return -errno;
+        if (count == 0)
+            return -EFAULT;
+        done += (uint64_t)count;
+    }
+    return 0;
 }

@@ -6,8 +6,8 @@ import Units
 /// secondary the other way round. The sides see the two directions merged differently; the rules are such that a frame
 /// which is legal where it was sent is legal where it arrives.
 ///
-/// Per epoch: disk frames while it is open; `request`, `reply`; `send` ends it for disk frames; RAM batches; `size`;
-/// device state; `seal`; then `received` (or `ready` after the initial copy) and `loaded`.
+/// Per epoch: disk frames while it is open; `request`, `reply`; `send` ends it for disk frames; RAM batches, digests
+/// and figures; `size`; device state; `seal`; then `received` (or `ready` after the initial copy) and `loaded`.
 struct EpochFlow: Equatable {
     /// How far the content of the newest epoch that is not sealed has got.
     enum Phase: Equatable {
@@ -85,11 +85,12 @@ struct EpochFlow: Equatable {
             }
             hasLayout = true
         case .ramBatch: return ramBatch(info)
+        case .ramDigests, .ramFigures: return aboutRam(info)
         case .deviceState: return deviceState(info)
         case .seal: return seal(info)
         case .command(let command): return forward(command, info)
         case .heartbeat: return outsideEpochs(info)
-        case .hello, .welcome, .refuse, .credit, .bye:
+        case .hello, .welcome, .refuse, .credit, .bye, .ramVerify:
             return "a primary does not send this within a session"
         }
         return nil
@@ -117,6 +118,15 @@ struct EpochFlow: Equatable {
         case .ram: return nil
         case .device: return "no RAM batch may follow size(\(unsealed))"
         }
+    }
+
+    /// Digests and figures: behind the RAM that they speak of.
+    private func aboutRam(_ info: FrameInfo) -> String? {
+        guard info.epoch == unsealed, phase == .ram, hasLayout else {
+            return "\(info.frame) comes between send(\(unsealed)) and size(\(unsealed))"
+        }
+        return info.frame == .ramDigests && info.epoch == first
+            ? "ramDigests do not belong to the initial copy" : nil
     }
 
     private mutating func deviceState(_ info: FrameInfo) -> String? {
@@ -197,7 +207,7 @@ struct EpochFlow: Equatable {
     mutating func toPrimary(_ info: FrameInfo) -> String? {
         if let wrong = checkGeneration(info) { return wrong }
         switch info.frame {
-        case .credit, .heartbeat:
+        case .credit, .heartbeat, .ramVerify:
             return outsideEpochs(info)
         case .command(let command):
             return backward(command, info)

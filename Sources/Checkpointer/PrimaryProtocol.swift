@@ -17,6 +17,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case replied(Epoch)
         /// The secondary takes more.
         case credit
+        /// The secondary asks for page digests of the next checkpoint.
+        case verifyRam
         /// A heartbeat came back.
         case echoed
         /// The secondary left in order; close.
@@ -95,6 +97,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
     /// Data, zeroes or a discard of a disk.
     public mutating func sendDisk() throws(ProtocolViolation) -> Epoch { try send(.diskWrite, \.open) }
     public mutating func sendRamBatch() throws(ProtocolViolation) -> Epoch { try send(.ramBatch, \.unsealed) }
+    public mutating func sendRamDigests() throws(ProtocolViolation) -> Epoch { try send(.ramDigests, \.unsealed) }
+    public mutating func sendRamFigures() throws(ProtocolViolation) -> Epoch { try send(.ramFigures, \.unsealed) }
     /// QEMU has asked for a checkpoint.
     public mutating func sendRequest() throws(ProtocolViolation) -> Epoch { try send(.command(.request), \.open) }
     /// The guest is stopped and its disks are drained: disk frames from now on belong to the next epoch.
@@ -156,6 +160,7 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case .command(.loaded): .loaded(info.epoch)
         case .command(.reply): .replied(info.epoch)
         case .credit: .credit
+        case .ramVerify: .verifyRam
         case .heartbeat: .echoed
         default: preconditionFailure("\(info.frame) is never legal in the flow of a primary")
         }

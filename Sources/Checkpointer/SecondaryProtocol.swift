@@ -15,6 +15,10 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case bufferDisk(Epoch)
         /// Stage a RAM batch of this epoch.
         case stageRam(Epoch)
+        /// Compare these page digests with the cache once this epoch is in it.
+        case keepRamDigests(Epoch)
+        /// Remember what the primary's encoder made of this epoch.
+        case keepRamFigures(Epoch)
         /// `send` has come: the epoch gets no more disk frames; later ones belong to `opened`.
         case boundary(closed: Epoch, opened: Epoch)
         /// This many bytes of device state will come.
@@ -88,13 +92,15 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case .ramLayout: .layOutRam(info.epoch)
         case .diskWrite, .diskZeroes, .diskDiscard: .bufferDisk(info.epoch)
         case .ramBatch: .stageRam(info.epoch)
+        case .ramDigests: .keepRamDigests(info.epoch)
+        case .ramFigures: .keepRamFigures(info.epoch)
         case .deviceState: .appendDeviceState(info.epoch, offset: info.value, bytes: info.length)
         case .seal: .commit(info.epoch)
         case .command(.request): .say(.reply, info.epoch)
         case .command(.send): .boundary(closed: info.epoch, opened: flow.open)
         case .command(.size): .expectDeviceState(info.epoch, bytes: info.value)
         case .heartbeat: .echo
-        case .command, .hello, .welcome, .refuse, .credit, .bye:
+        case .command, .hello, .welcome, .refuse, .credit, .bye, .ramVerify:
             preconditionFailure("\(info.frame) is never legal in the flow of a secondary")
         }
     }

@@ -15,13 +15,17 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
     case heartbeat
     case bye
     case identity
+    case ramVerify
+    case ramDigests
+    case ramFigures
 
     /// The kinds behind the commands, with their values on the wire.
     private static let others: [(UInt8, SessionFrame, String)] = [
         (16, .hello, "hello"), (17, .welcome, "welcome"), (18, .refuse, "refuse"), (19, .ramLayout, "ramLayout"),
         (20, .diskWrite, "diskWrite"), (21, .diskZeroes, "diskZeroes"), (22, .diskDiscard, "diskDiscard"),
         (23, .ramBatch, "ramBatch"), (24, .deviceState, "deviceState"), (25, .seal, "seal"), (26, .credit, "credit"),
-        (27, .heartbeat, "heartbeat"), (28, .bye, "bye"), (29, .identity, "identity"),
+        (27, .heartbeat, "heartbeat"), (28, .bye, "bye"), (29, .identity, "identity"), (31, .ramVerify, "ramVerify"),
+        (32, .ramDigests, "ramDigests"), (33, .ramFigures, "ramFigures"),
     ]
 
     /// Every kind of frame there is.
@@ -33,9 +37,8 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
             self = .command(command)
             return
         }
-        let index = Int(wireKind) - 16
-        guard Self.others.indices.contains(index) else { return nil }
-        self = Self.others[index].1
+        guard let known = Self.others.first(where: { $0.0 == wireKind }) else { return nil }
+        self = known.1
     }
 
     /// The kind's value on the wire.

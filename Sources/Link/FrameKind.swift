@@ -23,6 +23,9 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
     case heartbeat = 27
     case bye = 28
     case identity = 29
+    case ramVerify = 31
+    case ramDigests = 32
+    case ramFigures = 33
 
     /// The name that the document and messages use.
     public var name: String {
@@ -48,6 +51,9 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .heartbeat: "heartbeat"
         case .bye: "bye"
         case .identity: "identity"
+        case .ramVerify: "ramVerify"
+        case .ramDigests: "ramDigests"
+        case .ramFigures: "ramFigures"
         }
     }
 
@@ -71,13 +77,18 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .heartbeat: Heartbeat.length...Heartbeat.length
         case .bye: Bye.lengths
         case .identity: 1...LinkLimits.identityMax
+        case .ramVerify: RamVerify.length...RamVerify.length
+        case .ramDigests: RamDigests.lengths
+        case .ramFigures: RamFigures.length...RamFigures.length
         }
     }
 
     /// Whether a frame of this kind is content of its epoch: counted and digested by ``EpochTally``.
     public var isEpochContent: Bool {
         switch self {
-        case .identity, .ramLayout, .diskWrite, .diskZeroes, .diskDiscard, .ramBatch, .size, .deviceState: true
+        case .identity, .ramLayout, .diskWrite, .diskZeroes, .diskDiscard, .ramBatch, .ramDigests, .ramFigures, .size,
+            .deviceState:
+            true
         default: false
         }
     }

@@ -10,6 +10,8 @@ public enum LinkLimits {
     public static let identityMax = 1 << 20
     /// The longest configuration section of the migration stream.
     public static let configurationMax = 64 << 10
+    /// The most page digests in one frame.
+    public static let digestsMax = 65536
     /// The most RAM blocks of a guest.
     public static let ramBlocksMax = 1024
     /// The most disks of a guest.

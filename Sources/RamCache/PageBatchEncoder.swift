@@ -27,6 +27,19 @@ public final class PageBatchEncoder {
         public var bytes: UInt64 = 0
 
         public init() {}
+
+        /// Adds the counts of another encoder.
+        public mutating func add(_ other: Statistics) {
+            pages += other.pages
+            identical += other.identical
+            zero += other.zero
+            delta += other.delta
+            raw += other.raw
+            batches += other.batches
+            compressedBatches += other.compressedBatches
+            rawBytes += other.rawBytes
+            bytes += other.bytes
+        }
     }
 
     /// A longer delta is not worth it: a page rewritten nearly whole compresses better as it is.

@@ -22,6 +22,7 @@ struct ColoBlk: AsyncParsableCommand {
             """,
         version: ColoBlkVersion.text,
         subcommands: [
-            Attach.self, Serve.self, Status.self, Failover.self, Detach.self, Doctor.self, Remove.self, AgentVerb.self,
+            Attach.self, Serve.self, Status.self, Ram.self, Failover.self, Detach.self, Doctor.self, Remove.self,
+            AgentVerb.self,
         ])
 }

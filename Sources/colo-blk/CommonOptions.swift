@@ -8,6 +8,8 @@ enum ExitStatus {
     static let refused = ExitCode(1)
     static let protectionEnded = ExitCode(2)
     static let guestGone = ExitCode(3)
+    static let differs = ExitCode(4)
+    static let unavailable = ExitCode(5)
 }
 
 struct StoreOption: ParsableArguments {

@@ -38,7 +38,7 @@ struct PrimaryProtocolTests {
                     var isLegal = frame == .bye || frame == .refuse
                     if generation == 3 {
                         if case .command(let command) = frame { isLegal = arrivals[command] == epoch }
-                        if frame == .credit || frame == .heartbeat { isLegal = epoch == 0 }
+                        if frame == .credit || frame == .heartbeat || frame == .ramVerify { isLegal = epoch == 0 }
                     }
                     #expect(
                         (outcome.failure == nil) == isLegal,

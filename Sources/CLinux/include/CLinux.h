@@ -39,4 +39,8 @@ int clx_pidfd_open(int64_t pid);
 /* Sends a signal to it: pidfd_send_signal(2). */
 int clx_pidfd_signal(int pidfd, int signo);
 
+/* Copies length bytes at address remote of another process to local: process_vm_readv(2), repeated until all is there.
+ * Needs the right to trace that process. -EFAULT: nothing is mapped somewhere in the range. */
+int clx_read_process(int64_t pid, uint64_t remote, void *local, uint64_t length);
+
 #endif

@@ -18,6 +18,7 @@ extension AgentCore: MigrationSink {
         do {
             let layout = try RamLayout(blocks: blocks.map { RamLayout.Block(name: $0.name, length: $0.length) })
             encoder.setLayout(layout)
+            self.layout = layout
         } catch {
             return end(.failed("the guest's RAM layout is not supported: \(error)"))
         }
@@ -29,19 +30,15 @@ extension AgentCore: MigrationSink {
 
     func page(block: Int, offset: UInt64, data: UnsafeRawBufferPointer) {
         guard let address = data.baseAddress else { return }
-        countPage()
-        chunk.append(block: UInt16(block), page: UInt32(offset / UInt64(Sizes.page)), data: address)
-        if chunk.isFull { submitChunk(epoch: streamEpoch) }
+        take(block: block, page: UInt32(offset / UInt64(Sizes.page)), data: address)
     }
 
     func zeroPage(block: Int, offset: UInt64) {
-        countPage()
-        chunk.appendZero(block: UInt16(block), page: UInt32(offset / UInt64(Sizes.page)))
-        if chunk.isFull { submitChunk(epoch: streamEpoch) }
+        take(block: block, page: UInt32(offset / UInt64(Sizes.page)), data: nil)
     }
 
     func ramRoundEnded() {
-        submitChunk(epoch: streamEpoch)
+        submitChunks(epoch: streamEpoch)
     }
 
     func initialStateComplete(deviceState: [UInt8]) {
@@ -59,7 +56,6 @@ extension AgentCore: MigrationSink {
     }
 
     func checkpointComplete(deviceState: [UInt8]) {
-        completeEpoch(deviceState: deviceState)
-        owed = .acknowledge
+        checkpointArrived(deviceState: deviceState)
     }
 }

@@ -68,9 +68,9 @@ final class AgentCore {
     private var consumedTotal: UInt64 = 0
     private var ending: AgentEnding?
 
-    /// Pages of the epoch that is coming in.
-    var chunk = PageChunk()
-    private var freeChunks: [PageChunk] = []
+    /// Pages of the epoch that is coming in, for each lane of the encoder.
+    var chunks = (0..<RamEncoder.laneCount).map { _ in PageChunk() }
+    var freeChunks: [PageChunk] = []
     var chunksInFlight = 0
     var dirtyPages = 0
     private(set) var running = false
@@ -78,6 +78,14 @@ final class AgentCore {
     /// QEMU asked for a checkpoint before the link allows one. It waits for our reply while the guest runs.
     private var replyIsHeld = false
     var pauseBegan: Moment?
+    /// What QEMU has said that the guest's RAM consists of.
+    var layout: RamLayout?
+    /// What the encoder had counted at the end of the last epoch.
+    var encoded = PageBatchEncoder.Statistics()
+    /// Digests that the secondary waits for, and what was found of them while the guest stood still.
+    var wantedCheck: RamVerify?
+    var guestAnswer: RamDigests?
+    var guestMemory: Result<GuestMemory, GuestMemory.Unavailable>?
     /// The stream's configuration section, sent on with the layout.
     var configurationBytes: [UInt8] = []
     private var policy: EpochPolicy
@@ -93,6 +101,8 @@ final class AgentCore {
 
     /// Asks QEMU for a checkpoint; set by the session.
     var triggerCheckpoint: () -> Void = {}
+    /// Asks QEMU where it keeps the guest's memory; set by the session. The answer comes on the event loop.
+    var locateGuestMemory: (@escaping (Result<GuestMemory, GuestMemory.Unavailable>) -> Void) -> Void = { _ in }
     /// Called once, when the session cannot go on.
     var onEnd: (AgentEnding) -> Void = { _ in }
     /// Called when the budget frees or fills, so that the migration socket can be read or left alone.
@@ -189,7 +199,17 @@ final class AgentCore {
         sendPayload(layout, epoch: epoch)
     }
 
-    private func sendBatch(_ output: RamEncoder.Output) {
+    func sendDigests(_ digests: RamDigests) {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRamDigests() }) else { return }
+        sendPayload(digests, epoch: epoch)
+    }
+
+    func sendFigures(_ figures: RamFigures) {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRamFigures() }) else { return }
+        sendPayload(figures, epoch: epoch)
+    }
+
+    func sendBatch(_ output: RamEncoder.Output) {
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRamBatch() }) else { return }
         precondition(epoch == output.header.epoch, "a RAM batch is sent in the epoch that it was encoded for")
         send(output.frame, header: output.header)
@@ -227,6 +247,8 @@ final class AgentCore {
             figures.outstandingBytes = outstandingBytes
             onPressureChange()
             proceed()
+        case .verifyRam:
+            verifyRam(try frame.withPayload { bytes in try RamVerify.decode(bytes) })
         case .refused:
             let refuse = try frame.withPayload { bytes in try Refuse.decode(bytes) }
             end(.secondaryRefused(refuse.message))
@@ -338,19 +360,19 @@ final class AgentCore {
         figures.lastDirtyPages = dirtyPages
         dirtyPages = 0
         checkpointRunning = false
-        submitChunk(epoch: epoch)
+        submitChunks(epoch: epoch)
         sealedAt[epoch] = MonotonicClock.now()
         figures.uncommitted = sealedAt.count
         let bound = NIOLoopBound(self, eventLoop: loop)
         let loop = loop
         encoder.endEpoch(epoch) { output in
             loop.execute { bound.value.sendBatch(output) }
-        } done: { _ in
-            loop.execute { bound.value.seal(deviceState: deviceState) }
+        } done: { statistics in
+            loop.execute { bound.value.ramEnded(statistics, deviceState: deviceState) }
         }
     }
 
-    private func seal(deviceState: [UInt8]) {
+    func seal(deviceState: [UInt8]) {
         let length = UInt64(deviceState.count)
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendSize(bytes: length) }) else {
             return
@@ -384,36 +406,6 @@ final class AgentCore {
             send(buffer, header: header)
             offset += length
         }
-    }
-
-    // MARK: Pages
-
-    func submitChunk(epoch: Epoch) {
-        guard !chunk.isEmpty else { return }
-        let full = chunk
-        chunk = freeChunks.popLast() ?? PageChunk()
-        chunksInFlight += 1
-        let bound = NIOLoopBound(self, eventLoop: loop)
-        let loop = loop
-        encoder.encode(full, epoch: epoch) { output in
-            loop.execute {
-                bound.value.sendBatch(output)
-                bound.value.flush()
-            }
-        } done: { chunk in
-            loop.execute { bound.value.recycle(chunk) }
-        }
-    }
-
-    private func recycle(_ chunk: PageChunk) {
-        chunk.removeAll()
-        chunksInFlight -= 1
-        if freeChunks.count < 128 { freeChunks.append(chunk) }
-        onPressureChange()
-    }
-
-    func countPage() {
-        dirtyPages += 1
     }
 
     func pauseEnded() {

@@ -134,6 +134,7 @@ final class AgentSession: Sendable {
                 settings: settings, machine: machine, link: connected.channel, loop: loop, log: log)
             core.onEnd = { [end] reason in end.yield(reason) }
             core.triggerCheckpoint = { [self] in triggerCheckpoint() }
+            core.locateGuestMemory = { [self] done in locateGuestMemory(done) }
             connected.handler.value.core = core
             core.startHeartbeat()
             core.sendIdentity(identity)
@@ -154,6 +155,20 @@ final class AgentSession: Sendable {
             } catch {
                 end.yield(.failed("QEMU took no checkpoint: \(error)"))
             }
+        }
+    }
+
+    /// Calls `done` on the event loop.
+    private func locateGuestMemory(_ done: @escaping (Result<GuestMemory, GuestMemory.Unavailable>) -> Void) {
+        let bound = NIOLoopBound(done, eventLoop: loop)
+        Task { [relay, loop] in
+            let result: Result<GuestMemory, GuestMemory.Unavailable>
+            do throws(GuestMemory.Unavailable) {
+                result = .success(try await GuestMemory.locate(relay: relay))
+            } catch {
+                result = .failure(error)
+            }
+            loop.execute { bound.value(result) }
         }
     }
 

@@ -12,6 +12,8 @@ final class MigrationHandler: ChannelInboundHandler {
     /// Bytes that the stream has not yet taken: less than one item of it.
     private var rest = ByteBuffer()
     private var reading = true
+    /// The stream was given up: QEMU gets no more answers.
+    private var hasFailed = false
     /// QEMU connects once. Whoever comes later is not QEMU and is shown out.
     private var isWelcome = false
 
@@ -35,21 +37,42 @@ final class MigrationHandler: ChannelInboundHandler {
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         guard isWelcome else { return }
         var input = unwrapInboundIn(data)
-        if rest.readableBytes > 0 {
-            rest.writeBuffer(&input)
-            swap(&rest, &input)
-            rest.clear()
-        }
         do {
+            if rest.readableBytes > 0 { try finishItem(with: &input, context: context) }
             try feed(&input, context: context)
         } catch {
+            hasFailed = true
             core.end(.migrationEnded("\(error)"))
             context.close(promise: nil)
             return
         }
-        if input.readableBytes > 0 { rest = input }
+        if input.readableBytes > 0 { rest.writeBuffer(&input) }
         adjustReading(context)
     }
+
+    /// An item was cut by the end of a read. Only as much of the new bytes as may belong to it is copied behind its
+    /// beginning; the others are read where they are.
+    private func finishItem(
+        with input: inout ByteBuffer, context: ChannelHandlerContext
+    ) throws(MigrationStreamError) {
+        while rest.readableBytes > 0, input.readableBytes > 0 {
+            let held = rest.readableBytes
+            let piece = min(input.readableBytes, Self.itemBytes)
+            if let slice = input.getSlice(at: input.readerIndex, length: piece) { rest.writeImmutableBuffer(slice) }
+            try feed(&rest, context: context)
+            let taken = held + piece - rest.readableBytes
+            if taken >= held {
+                input.moveReaderIndex(forwardBy: taken - held)
+                rest.clear()
+            } else {
+                // Still not whole, though something in front of it was taken.
+                input.moveReaderIndex(forwardBy: piece)
+            }
+        }
+    }
+
+    /// A page with its address and the longest name fits.
+    private static let itemBytes = 4096 + 512
 
     private func feed(_ input: inout ByteBuffer, context: ChannelHandlerContext) throws(MigrationStreamError) {
         while input.readableBytes > 0 {
@@ -74,6 +97,7 @@ final class MigrationHandler: ChannelInboundHandler {
     }
 
     private func answer(_ context: ChannelHandlerContext) {
+        guard !hasFailed else { return }
         let owed = core.owed
         core.owed = .nothing
         switch owed {
@@ -97,9 +121,10 @@ final class MigrationHandler: ChannelInboundHandler {
     }
 
     /// Leaves the socket alone while the secondary is behind; only in the initial copy, when the guest runs. During a
-    /// checkpoint the guest waits for us, so everything is read at once.
+    /// checkpoint the guest waits for us, so everything is read at once that the encoder has room for.
     private func adjustReading(_ context: ChannelHandlerContext) {
-        let wanted = core.running || core.hasEnded || !core.wantsLessInput
+        let wanted =
+            core.hasEnded || (core.running ? core.chunksInFlight < core.chunksMax : !core.wantsLessInput)
         guard wanted != reading else { return }
         reading = wanted
         context.channel.setOption(.autoRead, value: wanted).assumeIsolated().whenFailure { [core] error in

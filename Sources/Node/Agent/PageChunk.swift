@@ -15,11 +15,14 @@ final class PageChunk: @unchecked Sendable {
     /// Pages that fit, 256 KiB of them.
     static let capacity = 64
 
+    /// Bytes of the pages of a full chunk.
+    static let bytes = capacity * Sizes.page
+
     private(set) var entries: [Entry] = []
     private let memory: UnsafeMutableRawPointer
 
     init() {
-        memory = .allocate(byteCount: Self.capacity * Sizes.page, alignment: Sizes.page)
+        memory = .allocate(byteCount: Self.bytes, alignment: Sizes.page)
         entries.reserveCapacity(Self.capacity)
     }
 

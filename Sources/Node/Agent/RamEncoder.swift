@@ -1,75 +1,128 @@
 import Dispatch
+import Glibc
 import Link
 import NIOCore
 import RamCache
+import Synchronization
 import Units
 
-/// Turns pages into batches on a thread of its own, so that the guest's pause does not wait for it.
+/// Turns pages into batches on a small fixed pool of threads, so that the guest's pause does not wait for it.
 ///
-/// `@unchecked Sendable`: everything below `queue` is touched on that serial queue only; the public methods only
-/// enqueue. Work comes out in the order in which it went in.
-final class RamEncoder: @unchecked Sendable {
-    /// What the encoder hands back, on its own queue.
+/// Every page belongs to one lane by its address, so two versions of a page are never encoded at the same time or in
+/// another order than they came. Lanes touch different pages of the shadow, and their batches may be mixed in any
+/// order.
+/// The methods only enqueue.
+final class RamEncoder: Sendable {
+    /// What the encoder hands back, on a queue of its own.
     struct Output: Sendable {
         /// A whole frame of kind ramBatch.
         let frame: ByteBuffer
         let header: FrameHeader
     }
 
-    private let queue = DispatchQueue(label: "colo-blk.encode", qos: .userInitiated)
+    /// One thread's encoder.
+    ///
+    /// `@unchecked Sendable`: everything but `queue` and `snapshot` is touched on `queue` only, which is serial.
+    private final class Lane: @unchecked Sendable {
+        let queue: DispatchQueue
+        let encoder: PageBatchEncoder
+        var shadows: [ShadowMemory] = []
+        /// Statistics at the end of the last epoch, for whoever sums them up.
+        let snapshot = Mutex(PageBatchEncoder.Statistics())
+
+        init(_ index: Int, useDelta: Bool) {
+            queue = DispatchQueue(label: "colo-blk.encode.\(index)", qos: .userInitiated)
+            encoder = PageBatchEncoder(useDelta: useDelta)
+        }
+    }
+
+    /// Threads that encode.
+    static let laneCount = 2
+    /// Neighbouring pages that go to the same lane: a batch full.
+    private static let runShift: UInt32 = 6
+
     private let generation: Generation
     private let useDelta: Bool
-
-    private var encoder: PageBatchEncoder
-    private var shadows: [ShadowMemory] = []
+    private let lanes: [Lane]
 
     init(generation: Generation, useDelta: Bool) {
         self.generation = generation
         self.useDelta = useDelta
-        self.encoder = PageBatchEncoder(useDelta: useDelta)
+        lanes = (0..<Self.laneCount).map { Lane($0, useDelta: useDelta) }
     }
+
+    /// The lane that encodes a page.
+    @inline(__always)
+    static func lane(ofPage page: UInt32) -> Int { Int(page >> runShift) % laneCount }
 
     /// Sets the RAM layout. The shadows hold what the secondary has: zeroes, in a new session.
     func setLayout(_ layout: RamLayout) {
-        queue.async { [self] in
-            shadows = useDelta ? layout.blocks.map { ShadowMemory(byteCount: Int($0.length)) } : []
+        let shadows = useDelta ? layout.blocks.map { ShadowMemory(byteCount: Int($0.length)) } : []
+        for lane in lanes {
+            lane.queue.async { lane.shadows = shadows }
         }
     }
 
-    /// Encodes a chunk of `epoch`. `emit` gets every batch that became full, `done` gets the chunk back; both run on
-    /// the encoder's queue.
+    /// Encodes a chunk of `epoch`, all of whose pages belong to `lane`. `emit` gets every batch that became full,
+    /// `done` gets the chunk back; both run on the lane's queue.
     func encode(
-        _ chunk: PageChunk, epoch: Epoch, emit: @escaping @Sendable (Output) -> Void,
+        _ chunk: PageChunk, lane index: Int, epoch: Epoch, emit: @escaping @Sendable (Output) -> Void,
         done: @escaping @Sendable (PageChunk) -> Void
     ) {
-        queue.async { [self] in
+        let lane = lanes[index]
+        lane.queue.async { [self] in
             for (index, entry) in chunk.entries.enumerated() {
-                let shadow = useDelta ? shadows[Int(entry.block)].page(entry.page) : nil
+                let shadow = useDelta ? lane.shadows[Int(entry.block)].page(entry.page) : nil
                 if entry.isZero {
-                    encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
+                    lane.encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
                 } else {
-                    encoder.add(
+                    lane.encoder.add(
                         block: entry.block, page: UInt64(entry.page), data: chunk.data(at: index), shadow: shadow)
                 }
-                if encoder.isFull { finishBatch(epoch, emit) }
+                if lane.encoder.isFull { finishBatch(lane, epoch, emit) }
             }
             done(chunk)
         }
     }
 
-    /// Ends the open batch of `epoch`, then calls `done` with the statistics since the start.
+    /// Ends the open batches of `epoch`, then calls `done` with the statistics since the start, all lanes together.
+    /// Nothing of the next epoch may be given before `done` was called.
     func endEpoch(
         _ epoch: Epoch, emit: @escaping @Sendable (Output) -> Void,
         done: @escaping @Sendable (PageBatchEncoder.Statistics) -> Void
     ) {
-        queue.async { [self] in
-            finishBatch(epoch, emit)
-            done(encoder.statistics)
+        let left = DispatchGroup()
+        for lane in lanes {
+            left.enter()
+            lane.queue.async { [self] in
+                finishBatch(lane, epoch, emit)
+                lane.snapshot.withLock { $0 = lane.encoder.statistics }
+                left.leave()
+            }
+        }
+        left.notify(queue: lanes[0].queue) { [self] in
+            var total = PageBatchEncoder.Statistics()
+            for lane in lanes { total.add(lane.snapshot.withLock { $0 }) }
+            done(total)
         }
     }
 
-    private func finishBatch(_ epoch: Epoch, _ emit: @Sendable (Output) -> Void) {
-        guard let batch = encoder.finish() else { return }
+    /// Digests of a run of pages of the shadow, as the last ended epoch left it; nil without a shadow. To be asked for
+    /// between ``endEpoch(_:emit:done:)`` and the first page of the next epoch; `done` runs on a lane's queue.
+    func digests(first: Int, count: Int, layout: RamLayout, done: @escaping @Sendable ([UInt32]?) -> Void) {
+        let lane = lanes[0]
+        lane.queue.async { [self] in
+            guard useDelta else { return done(nil) }
+            done(
+                (first..<first + count).map { page in
+                    let place = layout.location(ofGlobalPage: page)
+                    return PageDigest.of(UnsafeRawPointer(lane.shadows[place.block].page(UInt32(place.page))))
+                })
+        }
+    }
+
+    private func finishBatch(_ lane: Lane, _ epoch: Epoch, _ emit: @Sendable (Output) -> Void) {
+        guard let batch = lane.encoder.finish() else { return }
         var frame = ByteBufferAllocator().buffer(capacity: FrameHeader.length + batch.count)
         let header = frame.writeFrame(
             .ramBatch, generation: generation, epoch: epoch,
@@ -79,7 +132,9 @@ final class RamEncoder: @unchecked Sendable {
 }
 
 /// Anonymous memory as large as a RAM block: zero pages cost nothing until the guest has written them.
-private final class ShadowMemory {
+///
+/// `@unchecked Sendable`: each page is touched by one lane of the encoder, see ``RamEncoder``.
+private final class ShadowMemory: @unchecked Sendable {
     private let memory: AnonymousMemory
 
     init(byteCount: Int) {

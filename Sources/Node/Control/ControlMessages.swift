@@ -3,18 +3,22 @@ import QEMU
 /// What a verb asks of the daemon. One JSON object a line over the control socket of the store; one line comes back.
 public struct ControlRequest: Codable, Sendable {
     public enum Verb: String, Codable, Sendable {
-        case status, failover, detach, remove
+        case status, failover, detach, remove, ramInfo, ramVerify
     }
 
     public var verb: Verb
     /// Absent: every guest, where that makes sense.
     public var guest: String?
     public var failover: FailoverOptions?
+    public var ramVerify: RamVerifyOptions?
 
-    public init(verb: Verb, guest: String? = nil, failover: FailoverOptions? = nil) {
+    public init(
+        verb: Verb, guest: String? = nil, failover: FailoverOptions? = nil, ramVerify: RamVerifyOptions? = nil
+    ) {
         self.verb = verb
         self.guest = guest
         self.failover = failover
+        self.ramVerify = ramVerify
     }
 }
 
@@ -23,6 +27,8 @@ public struct ControlReply: Codable, Sendable {
     public var error: String?
     public var statuses: [GuestStatus]?
     public var failover: FailoverReport?
+    public var ramInfo: RamInfo?
+    public var ramVerify: RamVerifyReport?
 
     public init(error: String? = nil, statuses: [GuestStatus]? = nil, failover: FailoverReport? = nil) {
         self.error = error

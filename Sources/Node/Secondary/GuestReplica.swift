@@ -16,17 +16,22 @@ actor GuestReplica {
     private nonisolated let executor: StorageExecutor
     nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
 
-    private let store: GuestStore
+    let store: GuestStore
     private let settings: SecondaryOptions
     private let starter: any EventLoop
-    private let log: Logger
+    let log: Logger
 
-    private var session: LinkSession?
+    private(set) var session: LinkSession?
     private var machine = SecondaryProtocol()
     private var tallies: [Epoch: EpochTally] = [:]
     private var proof = GuestStatus.Proof(verdict: .notYet)
     private var provenSession: Identifier?
-    private var currentSessionID: Identifier?
+    private(set) var currentSessionID: Identifier?
+    /// What came of the RAM, and a comparison that is under way.
+    private(set) var history = RamHistory()
+    var isVerifying = false
+    var check: RamCheck?
+    var checks: UInt64 = 0
     private var commits: UInt64 = 0
     private var lastCommitAt: Moment?
     private var lastCommitMilliseconds: Double?
@@ -126,6 +131,10 @@ actor GuestReplica {
             try bufferDisk(epoch, frame)
         case .stageRam(let epoch):
             try frame.withPayload { try store.stage(epoch: epoch, $0) }
+        case .keepRamDigests:
+            try keep(try frame.withPayload { bytes in try RamDigests.decode(bytes) })
+        case .keepRamFigures(let epoch):
+            history.arrived(try frame.withPayload { bytes in try RamFigures.decode(bytes) }, of: epoch)
         case .keepIdentity:
             let identity = try frame.withPayload { bytes in try IdentityPayload.decode(bytes) }
             store.keepIdentity(identity.json)
@@ -172,6 +181,7 @@ actor GuestReplica {
         try store.commit(epoch)
         commits += 1
         lastCommitAt = MonotonicClock.now()
+        history.committed(epoch, at: MonotonicClock.now())
         if case .say(.received, _) = try machine.committed(epoch) {
             source.command(.received, generation: store.generation, epoch: epoch)
             try store.apply(epoch)
@@ -183,6 +193,7 @@ actor GuestReplica {
             source.command(.ready, generation: store.generation, epoch: epoch)
         }
         lastCommitMilliseconds = Double(MonotonicClock.now().nanoseconds(since: began)) / 1e6
+        compareApplied(epoch)
         if settings.proof, provenSession != currentSessionID { await prove() }
         store.tidy()
     }
@@ -193,6 +204,8 @@ actor GuestReplica {
         session = nil
         machine.disconnected()
         tallies = [:]
+        history.sessionEnded()
+        giveUpCheck("the primary left while the RAM was compared")
         if lastEnd == nil { lastEnd = reason }
         log.info("primary gone", metadata: ["guest": "\(name)", "reason": "\(lastEnd ?? reason)"])
         do {
@@ -280,6 +293,7 @@ actor GuestReplica {
             session.bye(code: ByeCode.fenced, reason: "failed over", generation: store.generation)
             self.session = nil
             machine.disconnected()
+            giveUpCheck("the guest failed over while the RAM was compared")
         }
         lastEnd = nil
         // The record first: an active disk without one is somebody's writes that no record speaks of.

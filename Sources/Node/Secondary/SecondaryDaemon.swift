@@ -138,6 +138,15 @@ public final class SecondaryDaemon: Sendable {
                     return ControlReply(error: "no primary is connected to '\(replica.name)'")
                 }
                 return ControlReply()
+            case .ramInfo:
+                var reply = ControlReply()
+                reply.ramInfo = try await known(request.guest).ramInfo()
+                return reply
+            case .ramVerify:
+                var reply = ControlReply()
+                reply.ramVerify = try await known(request.guest).verifyRam(
+                    request.ramVerify ?? RamVerifyOptions(guestMemory: false))
+                return reply
             case .remove:
                 if let name = request.guest, unopened.withLock({ $0[name] }) != nil {
                     try removeFolders(name)

@@ -29,6 +29,21 @@ public struct StoreAccess: Sendable {
         return report
     }
 
+    public func ramInfo(guest: String) async throws -> RamInfo {
+        guard let info = try await ask(ControlRequest(verb: .ramInfo, guest: guest)).ramInfo else {
+            throw Refused(description: "the daemon told nothing about the RAM")
+        }
+        return info
+    }
+
+    public func ramVerify(guest: String, options: RamVerifyOptions) async throws -> RamVerifyReport {
+        let request = ControlRequest(verb: .ramVerify, guest: guest, ramVerify: options)
+        guard let report = try await ask(request).ramVerify else {
+            throw Refused(description: "the daemon gave no report of the comparison")
+        }
+        return report
+    }
+
     public func detach(guest: String) async throws {
         _ = try await ask(ControlRequest(verb: .detach, guest: guest))
     }

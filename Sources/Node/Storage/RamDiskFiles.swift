@@ -9,7 +9,7 @@ final class RamDiskFiles {
     private let session: Identifier
     private let layout: RamLayout
     /// Logs longer than this (bytes) are due for a base.
-    private let threshold: UInt64
+    let threshold: UInt64
 
     /// The base that recovery starts from; nil = from the session's first epoch, whose log holds everything.
     private(set) var base: RamFileReference?

@@ -338,6 +338,9 @@ final class RamStore {
     /// The file that QEMU maps as the block (privately: the cache must stay as it is).
     func mappedPath(block: Int) -> String { cache.path(block) }
 
+    /// Logs longer than this (bytes) are replaced by a base; 0 with memory durability.
+    var logLimitBytes: UInt64 { disk?.threshold ?? 0 }
+
     /// Bytes that the files on disk occupy; 0 with memory durability.
     var diskBytes: UInt64 { disk?.occupiedBytes ?? 0 }
 

@@ -111,6 +111,11 @@ final class Secondary {
         try verbs.run([verb, guest, "--store", store] + options)
     }
 
+    /// `colo-blk ram VERB GUEST`.
+    func ram(_ verb: String, _ guest: String, _ options: [String] = []) throws -> Verbs.Result {
+        try verbs.run(["ram", verb, guest, "--store", store] + options, within: 300)
+    }
+
     func remove(_ guest: String) throws {
         let result = try run("remove", guest)
         guard result.code == 0 else { throw TestFailure("remove \(guest) exits with \(result.code): \(result.error)") }

@@ -1,0 +1,150 @@
+import Checkpointer
+import Link
+import NIOCore
+import QEMU
+import RamCache
+import Units
+
+/// Pages on their way from QEMU to the encoder, and what is said about them on the link.
+extension AgentCore {
+    /// Chunks that may be on their way to the encoder while a checkpoint comes in; beyond it the socket is left alone,
+    /// and the guest waits for the encoder. In bytes the same as the link's budget.
+    var chunksMax: Int { max(64, Int(settings.budgetBytes) / PageChunk.bytes) }
+
+    /// Free chunks that are kept: a checkpoint of 20,000 pages takes no memory from the kernel.
+    private static let freeChunksMax = 320
+
+    @inline(__always)
+    func take(block: Int, page: UInt32, data: UnsafeRawPointer?) {
+        dirtyPages += 1
+        let lane = RamEncoder.lane(ofPage: page)
+        let chunk = chunks[lane]
+        if let data {
+            chunk.append(block: UInt16(block), page: page, data: data)
+        } else {
+            chunk.appendZero(block: UInt16(block), page: page)
+        }
+        if chunk.isFull { submitChunk(lane: lane, epoch: streamEpoch) }
+    }
+
+    func submitChunks(epoch: Epoch) {
+        for lane in chunks.indices { submitChunk(lane: lane, epoch: epoch) }
+    }
+
+    private func submitChunk(lane: Int, epoch: Epoch) {
+        let full = chunks[lane]
+        guard !full.isEmpty else { return }
+        chunks[lane] = freeChunks.popLast() ?? PageChunk()
+        chunksInFlight += 1
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        let loop = loop
+        encoder.encode(full, lane: lane, epoch: epoch) { output in
+            loop.execute {
+                bound.value.sendBatch(output)
+                bound.value.flush()
+            }
+        } done: { chunk in
+            loop.execute { bound.value.recycle(chunk) }
+        }
+    }
+
+    private func recycle(_ chunk: PageChunk) {
+        chunk.removeAll()
+        chunksInFlight -= 1
+        if freeChunks.count < Self.freeChunksMax { freeChunks.append(chunk) }
+        onPressureChange()
+    }
+
+    // MARK: The end of an epoch's RAM
+
+    /// All of a checkpoint is in our memory, and the guest stands still until we say that it may go on. When its own
+    /// memory is to be compared, that is read first.
+    func checkpointArrived(deviceState: [UInt8]) {
+        guard let check = wantedCheck, check.source == .guest, let layout else {
+            completeEpoch(deviceState: deviceState)
+            owed = .acknowledge
+            return
+        }
+        let memory = guestMemory
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        let loop = loop
+        _ = BlockingTask.run(label: "colo-blk.compare") {
+            let outcome = GuestMemory.answer(check, layout: layout, memory: memory)
+            loop.execute {
+                let core = bound.value
+                core.guestAnswer = RamDigests(ask: check, outcome: outcome)
+                core.completeEpoch(deviceState: deviceState)
+                core.owed = .acknowledge
+                core.onOwed()
+            }
+        }
+    }
+
+    /// The encoder is done with an epoch.
+    func ramEnded(_ statistics: PageBatchEncoder.Statistics, deviceState: [UInt8]) {
+        let figures = RamFigures(from: encoded, to: statistics)
+        encoded = statistics
+        guard let check = wantedCheck, streamEpoch > settings.firstEpoch else {
+            return finish(figures, nil, deviceState: deviceState)
+        }
+        if let answer = guestAnswer {
+            return finish(figures, answer, deviceState: deviceState)
+        }
+        // The question may have come while a checkpoint was under way whose memory was not read: the next one answers.
+        guard check.source == .copy, let layout else { return finish(figures, nil, deviceState: deviceState) }
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        let loop = loop
+        encoder.digests(first: Int(check.first), count: Int(check.count), layout: layout) { values in
+            let outcome =
+                values.map { RamDigests.Outcome.digests($0) }
+                ?? .unavailable("the agent keeps no copy of the guest's memory (--no-delta): use --guest-memory")
+            loop.execute {
+                bound.value.finish(figures, RamDigests(ask: check, outcome: outcome), deviceState: deviceState)
+            }
+        }
+    }
+
+    private func finish(_ figures: RamFigures, _ answer: RamDigests?, deviceState: [UInt8]) {
+        if let answer {
+            wantedCheck = nil
+            guestAnswer = nil
+            sendDigests(answer)
+        }
+        sendFigures(figures)
+        seal(deviceState: deviceState)
+    }
+
+    // MARK: Comparing
+
+    /// The secondary asks for page digests. They are of the next checkpoint.
+    func verifyRam(_ ask: RamVerify) {
+        guard let layout, ask.first <= UInt64(layout.pageCount),
+            UInt64(ask.count) <= UInt64(layout.pageCount) - ask.first
+        else {
+            return end(.linkLost("the secondary asks for pages \(ask.first) + \(ask.count), which the guest has not"))
+        }
+        guard ask.source == .guest else {
+            wantedCheck = ask
+            return
+        }
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        locateGuestMemory { result in
+            bound.value.guestMemory = result
+            bound.value.wantedCheck = ask
+        }
+    }
+}
+
+extension RamFigures {
+    /// What came between two states of the same counters.
+    init(from old: PageBatchEncoder.Statistics, to new: PageBatchEncoder.Statistics) {
+        self.init()
+        pages = new.pages - old.pages
+        identical = new.identical - old.identical
+        zero = new.zero - old.zero
+        delta = new.delta - old.delta
+        raw = new.raw - old.raw
+        rawBytes = new.rawBytes - old.rawBytes
+        bytes = new.bytes - old.bytes
+    }
+}

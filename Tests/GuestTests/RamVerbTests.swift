@@ -1,0 +1,106 @@
+import Foundation
+import Glibc
+import Testing
+
+extension RealGuests {
+    /// `colo-blk ram info` and `ram verify` beside a guest that works.
+    @Suite struct RamVerbTests {
+        private static let ramBytes = 262_152 << 10
+
+        @Test func theCacheIsComparedWithTheGuestAndADifferentPageIsNamed() throws {
+            try Scene.run("ram-verify") { scene in
+                let guest = try scene.launch(.init(workload: .mem))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let idle = try secondary.ram("verify", "nobody")
+                #expect(idle.code == 1, "\(idle)")
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "50ms"])
+                try attach.waitUntilProtected()
+                try secondary.waitForProof(name)
+                try secondary.waitForCheckpoints(2, of: name)
+                for options in [[], ["--guest-memory"]] {
+                    let result = try secondary.ram("verify", name, options + ["--json"])
+                    #expect(result.code == 0, "\(result)")
+                    let report = try JSON(parsing: result.output)
+                    let compared = (report["pagesOfGuest"].int ?? 0) + (report["pagesOfCopy"].int ?? 0)
+                    #expect(compared >= Self.ramBytes / 4096, "\(result.output)")
+                    #expect((report["pagesOfGuest"].int == Self.ramBytes / 4096) == !options.isEmpty)
+                    #expect(report["differentPages"].int == 0, "\(result.output)")
+                }
+                let info = try JSON(parsing: try secondary.ram("info", name, ["--json"]).output)
+                #expect(info["blocks"].array.contains { $0["name"].string == "pc.ram" }, "\(info)")
+                #expect((info["total"]["pages"].int ?? 0) > 1000 && info["epochs"].array.count > 5, "\(info)")
+                // A page near the end of RAM that this guest never touches again, spoilt behind the secondary's back.
+                let page = Self.ramBytes / 4096 - 300
+                try spoil(try scene.ramCache(of: name, bytes: Self.ramBytes), at: page * 4096 + 17)
+                for options in [[], ["--guest-memory"]] {
+                    let result = try secondary.ram("verify", name, options + ["--json"])
+                    #expect(result.code == 4, "\(result)")
+                    let report = try JSON(parsing: result.output)
+                    #expect(report["differentPages"].int == 1, "\(result.output)")
+                    #expect(report["differences"].array.first?["block"].string == "pc.ram")
+                    #expect(report["differences"].array.first?["offset"].int == page * 4096, "\(result.output)")
+                }
+                try guest.checkAlive()
+                try attach.detach()
+                let ended = try secondary.ram("verify", name)
+                #expect(ended.code == 5 && ended.error.contains("no primary"), "\(ended)")
+            }
+        }
+
+        @Test func withoutACopyOnlyTheGuestsOwnMemoryCanBeCompared() throws {
+            try Scene.run("ram-verify-no-delta") { scene in
+                let guest = try scene.launch(.init(workload: .mem))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let attach = try scene.attach(
+                    guest, to: secondary, name: name,
+                    options: ["--interval", "50ms", "--no-delta", "--durability", "memory"])
+                try attach.waitUntilProtected()
+                try secondary.waitForProof(name)
+                let result = try secondary.ram("verify", name)
+                #expect(result.code == 5 && result.error.contains("--no-delta"), "\(result)")
+                // The small blocks come after the guest's main memory, and are not compared; the main memory is equal.
+                let own = try secondary.ram("verify", name, ["--guest-memory", "--json"])
+                #expect(own.code == 5, "\(own)")
+                let report = try JSON(parsing: own.output)
+                #expect(report["differentPages"].int == 0 && report["pagesOfGuest"].int == Self.ramBytes / 4096)
+                try guest.checkAlive()
+                try attach.detach()
+            }
+        }
+
+        /// Turns one bit of a file around.
+        private func spoil(_ path: String, at offset: Int) throws {
+            let file = open(path, O_RDWR)
+            guard file >= 0 else { throw TestFailure("\(path): \(describe(errno: errno))") }
+            defer { close(file) }
+            var byte: UInt8 = 0
+            guard pread(file, &byte, 1, off_t(offset)) == 1 else { throw TestFailure("\(path) is too short") }
+            byte ^= 0x10
+            guard pwrite(file, &byte, 1, off_t(offset)) == 1 else { throw TestFailure("\(path) cannot be written") }
+        }
+    }
+}
+
+extension Scene {
+    /// The file of a RAM block of this many bytes in the cache of the last commit.
+    func ramCache(of name: String, bytes: Int) throws -> String {
+        let folder = try memoryFolder(of: name)
+        let caches = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.hasPrefix("cache-") }
+        for cache in caches {
+            for file in try FileManager.default.contentsOfDirectory(atPath: "\(folder)/\(cache)") {
+                var status = stat()
+                let path = "\(folder)/\(cache)/\(file)"
+                if file.hasSuffix(".ram"), !file.hasPrefix("staging"), stat(path, &status) == 0,
+                    Int(status.st_size) == bytes
+                {
+                    return path
+                }
+            }
+        }
+        throw TestFailure("no file of \(bytes) bytes in the caches \(caches) of \(folder)")
+    }
+}
