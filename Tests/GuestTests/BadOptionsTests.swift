@@ -62,7 +62,9 @@ extension BadInput {
             let file = FakeTool.repository.appending(path: "docs/cli.md")
             let document = try String(contentsOf: file, encoding: .utf8)
             var shown: Set<String> = []
-            for verb in ["", "serve", "attach", "status", "failover", "detach", "remove", "doctor", "ram info", "ram verify"] {
+            for verb in [
+                "", "serve", "attach", "status", "failover", "detach", "remove", "doctor", "ram info", "ram verify",
+            ] {
                 let help = try FakeTool.run(verb.split(separator: " ").map(String.init) + ["--help"])
                 #expect(help.code == 0)
                 let options = Self.options(in: help.out)
