@@ -33,9 +33,11 @@ enum NBDOptionReply: UInt32 {
     case ack = 1
     case server = 2
     case info = 3
+    case metaContext = 4
     case unsupported = 0x8000_0001
     case policy = 0x8000_0002
     case invalid = 0x8000_0003
+    case tlsRequired = 0x8000_0005
     case unknownExport = 0x8000_0006
     case tooBig = 0x8000_0009
 }
@@ -43,10 +45,12 @@ enum NBDOptionReply: UInt32 {
 enum NBDInfo {
     static let export: UInt16 = 0
     static let name: UInt16 = 1
+    static let description: UInt16 = 2
     static let blockSize: UInt16 = 3
 }
 
-enum NBDCommand: UInt16 {
+/// What a request asks for.
+public enum NBDCommand: UInt16, Sendable {
     case read = 0
     case write = 1
     case disconnect = 2
@@ -61,13 +65,25 @@ enum NBDCommandFlag {
     static let fua: UInt16 = 1 << 0
     static let noHole: UInt16 = 1 << 1
     static let doNotFragment: UInt16 = 1 << 2
+    static let requestOne: UInt16 = 1 << 3
     static let fastZero: UInt16 = 1 << 4
 }
 
 enum NBDChunk {
     static let flagDone: UInt16 = 1 << 0
+    static let typeNone: UInt16 = 0
     static let typeOffsetData: UInt16 = 1
+    static let typeOffsetHole: UInt16 = 2
+    static let typeBlockStatus: UInt16 = 5
     static let typeError: UInt16 = 1 << 15 | 1
+    static let typeErrorOffset: UInt16 = 1 << 15 | 2
+}
+
+/// The one metadata context offered here.
+enum NBDAllocation {
+    static let name = "base:allocation"
+    /// What block status replies call it; any number would do.
+    static let id: UInt32 = 1
 }
 
 /// The error numbers that may travel in an NBD reply.
@@ -83,7 +99,7 @@ public enum NBDErrno: UInt32, Sendable, CaseIterable {
 }
 
 /// What an export says about itself in its transmission flags.
-public struct NBDExportFlags: OptionSet, Sendable {
+public struct NBDExportFlags: OptionSet, Sendable, CustomStringConvertible {
     public let rawValue: UInt16
 
     public init(rawValue: UInt16) {
@@ -107,4 +123,6 @@ public struct NBDExportFlags: OptionSet, Sendable {
 
     /// Everything that a handler which keeps data in memory can do.
     public static let full: NBDExportFlags = [.flush, .fua, .trim, .writeZeroes, .fastZero, .cache]
+
+    public var description: String { "0x" + String(rawValue, radix: 16) }
 }

@@ -9,6 +9,10 @@ public enum NBDError: Error, Equatable, Sendable, CustomStringConvertible {
     case tooManyOptions
     /// NBD_OPT_EXPORT_NAME with a name that is not offered has no other answer.
     case unknownExport(String)
+    /// NBD_OPT_EXPORT_NAME over a clear connection, where TLS is required, has no other answer.
+    case tlsRequired
+    /// Bytes came in the clear behind NBD_OPT_STARTTLS, where only a TLS handshake may follow.
+    case clearBytesBeforeTLS
     case badRequestMagic(UInt32)
     /// A write announced more data than any buffer here holds.
     case writeTooLong(UInt32)
@@ -29,6 +33,10 @@ public enum NBDError: Error, Equatable, Sendable, CustomStringConvertible {
             "nbd: more than \(NBDLimits.optionsMax) options without choosing an export; connection dropped"
         case .unknownExport(let name):
             "nbd: the client asked for export \"\(name)\", which is not offered"
+        case .tlsRequired:
+            "nbd: the client asked for an export in the clear, but TLS is required here: use nbds://"
+        case .clearBytesBeforeTLS:
+            "nbd: the client went on in the clear where a TLS handshake must follow; connection dropped"
         case .badRequestMagic(let magic):
             "nbd: a request must follow, but 0x\(String(magic, radix: 16)) came; connection dropped"
         case .writeTooLong(let length):

@@ -2,6 +2,8 @@
 public struct NBDExport: Sendable, Equatable {
     /// What a client asks for by name; at most 4,096 bytes of UTF-8. The empty name asks for the first export.
     public let name: String
+    /// Words for people who list the exports; at most 4,096 bytes of UTF-8, empty for none.
+    public let description: String
     /// Bytes.
     public let size: UInt64
     /// What is offered; `hasFlags` is added by itself.
@@ -12,6 +14,8 @@ public struct NBDExport: Sendable, Equatable {
     public let blockPreferred: UInt32
     /// The longest read or write in bytes.
     public let blockMax: UInt32
+    /// Whether `base:allocation` is offered, so that block status may be asked for.
+    public let tellsAllocation: Bool
 
     /// Describes an export. A `blockMin` that does not divide `size` is lowered to the largest power of two that does,
     /// as the protocol wants it.
@@ -20,18 +24,21 @@ public struct NBDExport: Sendable, Equatable {
     /// Traps when a unit is no power of two or the units are not in order.
     public init(
         name: String, size: UInt64, flags: NBDExportFlags = .full, blockMin: UInt32 = 1, blockPreferred: UInt32 = 4096,
-        blockMax: UInt32 = 32 << 20
+        blockMax: UInt32 = 32 << 20, description: String = "", tellsAllocation: Bool = false
     ) {
         precondition(name.utf8.count <= NBDLimits.nameMax)
+        precondition(description.utf8.count <= NBDLimits.nameMax)
         precondition(blockMin.nonzeroBitCount == 1 && blockMin <= 1 << 16)
         precondition(blockPreferred.nonzeroBitCount == 1 && blockPreferred >= 512 && blockPreferred >= blockMin)
         precondition(blockMax >= blockPreferred && blockMax % blockMin == 0 && blockMax <= NBDLimits.requestMax)
         self.name = name
+        self.description = description
         self.size = size
         self.flags = flags.union(.hasFlags)
         self.blockMin = size == 0 ? blockMin : min(blockMin, 1 << UInt32(min(size.trailingZeroBitCount, 16)))
         self.blockPreferred = blockPreferred
         self.blockMax = blockMax
+        self.tellsAllocation = tellsAllocation
     }
 
     var isReadOnly: Bool { flags.contains(.readOnly) }
@@ -47,6 +54,8 @@ public enum NBDLimits {
     public static let requestMax: UInt32 = 32 << 20
     /// The most options before transmission.
     public static let optionsMax = 64
-    /// ``NBDServerSession/consume(_:output:handler:)`` stops reading requests when it holds so many bytes of replies.
+    /// ``NBDServerSession`` stops reading when the caller's output holds so many bytes of replies.
     public static let outputHigh = 256 << 10
+    /// The most extents in one answer to block status; what lies behind them is not told.
+    public static let extentsMax = 4096
 }

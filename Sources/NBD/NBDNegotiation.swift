@@ -6,6 +6,8 @@ struct NBDNegotiation {
     enum Outcome: Equatable {
         /// The next option is awaited.
         case next
+        /// TLS comes next.
+        case tls
         /// Transmission begins with the export of this index.
         case transmission(Int)
         /// The client has left.
@@ -13,14 +15,30 @@ struct NBDNegotiation {
     }
 
     let exports: [NBDExport]
+    private let tls: NBDTLSMode
+    private var isEncrypted = false
     /// The client does without the 124 zeroes behind the answer to EXPORT_NAME.
     var noZeroes = false
     private(set) var structuredReplies = false
+    /// The export whose allocation the client wants to be told; nil for none.
+    private var allocationExport: Int?
     private var optionsSeen = 0
 
-    init(exports: [NBDExport]) {
+    init(exports: [NBDExport], tls: NBDTLSMode) {
         self.exports = exports
+        self.tls = tls
     }
+
+    /// Forgets what was agreed in the clear.
+    mutating func encrypted() {
+        isEncrypted = true
+        structuredReplies = false
+        allocationExport = nil
+        optionsSeen = 0
+    }
+
+    /// Whether block status of an export was agreed.
+    func tellsAllocation(of export: Int) -> Bool { allocationExport == export }
 
     /// Answers one option; `data` is complete.
     mutating func option(
@@ -28,11 +46,17 @@ struct NBDNegotiation {
     ) throws(NBDError) -> Outcome {
         optionsSeen += 1
         guard optionsSeen <= NBDLimits.optionsMax else { throw .tooManyOptions }
-        switch NBDOption(rawValue: number) {
+        let option = NBDOption(rawValue: number)
+        if tls == .required, !isEncrypted, option != .abort, option != .startTLS {
+            guard option != .exportName else { throw .tlsRequired }
+            output.appendRefusal(number, .tlsRequired, "TLS is required here: use nbds://")
+            return .next
+        }
+        switch option {
         case .exportName:
             return try exportName(data, output: &output)
         case .abort:
-            NBDReply.option(number, .ack, to: &output)
+            output.appendOption(number, .ack)
             return .finished
         case .list:
             list(data, output: &output)
@@ -43,16 +67,16 @@ struct NBDNegotiation {
         case .structuredReply:
             if data.isEmpty {
                 structuredReplies = true
-                NBDReply.option(number, .ack, to: &output)
+                output.appendOption(number, .ack)
             } else {
-                NBDReply.refusal(number, .invalid, "this option carries no data", to: &output)
+                output.appendRefusal(number, .invalid, "this option carries no data")
             }
         case .listMetaContext, .setMetaContext:
             metaContext(number, data, output: &output)
         case .startTLS:
-            NBDReply.refusal(number, .policy, "no TLS here: this is a local socket", to: &output)
+            return startTLS(data, output: &output)
         case nil:
-            NBDReply.refusal(number, .unsupported, "option \(number) is not known here", to: &output)
+            output.appendRefusal(number, .unsupported, "option \(number) is not known here")
         }
         return .next
     }
@@ -63,7 +87,7 @@ struct NBDNegotiation {
     }
 
     /// The index of the export of that name; the empty name is the first export.
-    private func index(of name: String) -> Int? {
+    func index(of name: String) -> Int? {
         exports.firstIndex { $0.name == name } ?? (name.isEmpty && !exports.isEmpty ? 0 : nil)
     }
 
@@ -72,8 +96,8 @@ struct NBDNegotiation {
             throw .unknownExport("(a name of \(data.count) bytes)")
         }
         guard let index = index(of: name) else { throw .unknownExport(name) }
-        NBDReply.append(exports[index].size, to: &output)
-        NBDReply.append(flags(of: exports[index]), to: &output)
+        output.appendBigEndian(exports[index].size)
+        output.appendBigEndian(flags(of: exports[index]))
         if !noZeroes { output.append(contentsOf: repeatElement(0, count: 124)) }
         return .transmission(index)
     }
@@ -81,19 +105,35 @@ struct NBDNegotiation {
     private func list(_ data: UnsafeRawBufferPointer, output: inout [UInt8]) {
         let number = NBDOption.list.rawValue
         guard data.isEmpty else {
-            return NBDReply.refusal(number, .invalid, "this option carries no data", to: &output)
+            return output.appendRefusal(number, .invalid, "this option carries no data")
         }
         for export in exports {
             var entry = ByteWriter()
             entry.write(UInt32(export.name.utf8.count))
             entry.write(utf8: export.name)
-            NBDReply.option(number, .server, entry.bytes, to: &output)
+            entry.write(utf8: export.description)
+            output.appendOption(number, .server, entry.bytes)
         }
-        NBDReply.option(number, .ack, to: &output)
+        output.appendOption(number, .ack)
+    }
+
+    private func startTLS(_ data: UnsafeRawBufferPointer, output: inout [UInt8]) -> Outcome {
+        let number = NBDOption.startTLS.rawValue
+        if !data.isEmpty {
+            output.appendRefusal(number, .invalid, "this option carries no data")
+        } else if isEncrypted {
+            output.appendRefusal(number, .invalid, "the connection is encrypted already")
+        } else if tls == .off {
+            output.appendRefusal(number, .policy, "no TLS here: the server was not given certificates or keys")
+        } else {
+            output.appendOption(number, .ack)
+            return .tls
+        }
+        return .next
     }
 
     /// A length of four bytes and so many bytes of text.
-    private static func text(_ reader: inout ByteReader) throws(ByteReader.Truncated) -> String? {
+    static func text(_ reader: inout ByteReader) throws(ByteReader.Truncated) -> String? {
         let length = Int(try reader.read(UInt32.self))
         return try reader.readString(length)
     }
@@ -116,15 +156,15 @@ struct NBDNegotiation {
     /// Answers INFO and GO alike; returns the export's index when all is well.
     private func infoOrGo(_ number: UInt32, _ data: UnsafeRawBufferPointer, output: inout [UInt8]) -> Int? {
         guard let request = Self.infoRequest(data) else {
-            NBDReply.refusal(number, .invalid, "the option's data are malformed", to: &output)
+            output.appendRefusal(number, .invalid, "the option's data are malformed")
             return nil
         }
         guard request.name.utf8.count <= NBDLimits.nameMax else {
-            NBDReply.refusal(number, .tooBig, "an export's name has at most 4096 bytes", to: &output)
+            output.appendRefusal(number, .tooBig, "an export's name has at most 4096 bytes")
             return nil
         }
         guard let index = index(of: request.name) else {
-            NBDReply.refusal(number, .unknownExport, "no export of that name is offered", to: &output)
+            output.appendRefusal(number, .unknownExport, "no export of that name is offered")
             return nil
         }
         let export = exports[index]
@@ -132,12 +172,18 @@ struct NBDNegotiation {
         info.write(NBDInfo.export)
         info.write(export.size)
         info.write(flags(of: export))
-        NBDReply.option(number, .info, info.bytes, to: &output)
+        output.appendOption(number, .info, info.bytes)
         if request.wanted.contains(NBDInfo.name) {
             var name = ByteWriter()
             name.write(NBDInfo.name)
             name.write(utf8: export.name)
-            NBDReply.option(number, .info, name.bytes, to: &output)
+            output.appendOption(number, .info, name.bytes)
+        }
+        if request.wanted.contains(NBDInfo.description), !export.description.isEmpty {
+            var words = ByteWriter()
+            words.write(NBDInfo.description)
+            words.write(utf8: export.description)
+            output.appendOption(number, .info, words.bytes)
         }
         // Sent whether asked for or not, so that every client knows the limits.
         var sizes = ByteWriter()
@@ -145,35 +191,66 @@ struct NBDNegotiation {
         sizes.write(export.blockMin)
         sizes.write(export.blockPreferred)
         sizes.write(export.blockMax)
-        NBDReply.option(number, .info, sizes.bytes, to: &output)
-        NBDReply.option(number, .ack, to: &output)
+        output.appendOption(number, .info, sizes.bytes)
+        output.appendOption(number, .ack)
         return index
     }
 
-    /// No metadata context is offered: a well-formed question is answered with an empty list.
-    private func metaContext(_ number: UInt32, _ data: UnsafeRawBufferPointer, output: inout [UInt8]) {
+    /// Answers the question which contexts there are (LIST), or the choice of some for an export (SET), which replaces
+    /// every choice before.
+    private mutating func metaContext(_ number: UInt32, _ data: UnsafeRawBufferPointer, output: inout [UInt8]) {
+        let isChoice = number == NBDOption.setMetaContext.rawValue
+        if isChoice { allocationExport = nil }
         guard structuredReplies else {
-            return NBDReply.refusal(number, .invalid, "structured replies must be agreed first", to: &output)
+            return output.appendRefusal(number, .invalid, "structured replies must be agreed first")
         }
-        guard let name = Self.metaContextRequest(data) else {
-            return NBDReply.refusal(number, .invalid, "the option's data are malformed", to: &output)
+        guard let question = MetaContextQuestion(data) else {
+            return output.appendRefusal(number, .invalid, "the option's data are malformed")
         }
-        guard index(of: name) != nil else {
-            return NBDReply.refusal(number, .unknownExport, "no export of that name is offered", to: &output)
+        guard question.export.utf8.count <= NBDLimits.nameMax else {
+            return output.appendRefusal(number, .tooBig, "an export's name has at most 4096 bytes")
         }
-        NBDReply.option(number, .ack, to: &output)
+        guard let index = index(of: question.export) else {
+            return output.appendRefusal(number, .unknownExport, "no export of that name is offered")
+        }
+        let wanted = isChoice ? question.choosesAllocation : question.listsAllocation
+        if wanted, exports[index].tellsAllocation {
+            if isChoice { allocationExport = index }
+            var context = ByteWriter()
+            context.write(isChoice ? NBDAllocation.id : 0)
+            context.write(utf8: NBDAllocation.name)
+            output.appendOption(number, .metaContext, context.bytes)
+        }
+        output.appendOption(number, .ack)
     }
+}
 
-    /// Parses `name, count, count * text`; nil when the bytes are not exactly that.
-    private static func metaContextRequest(_ data: UnsafeRawBufferPointer) -> String? {
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT: `name, count, count * text`.
+private struct MetaContextQuestion {
+    let export: String
+    /// SET: the context's full name is among the queries.
+    private(set) var choosesAllocation = false
+    /// LIST: a query covers it; no query at all asks for everything.
+    private(set) var listsAllocation: Bool
+
+    /// Nil when the bytes are not exactly that.
+    init?(_ data: UnsafeRawBufferPointer) {
         var reader = ByteReader(data)
         do {
-            guard let name = try text(&reader), name.utf8.count <= NBDLimits.nameMax else { return nil }
+            guard let name = try NBDNegotiation.text(&reader) else { return nil }
+            export = name
             let count: UInt32 = try reader.read()
+            listsAllocation = count == 0
             for _ in 0..<count {
-                guard try text(&reader) != nil else { return nil }
+                guard let query = try NBDNegotiation.text(&reader) else { return nil }
+                if query == NBDAllocation.name {
+                    choosesAllocation = true
+                    listsAllocation = true
+                } else if query == "base:" {
+                    listsAllocation = true
+                }
             }
-            return reader.remaining == 0 ? name : nil
+            guard reader.remaining == 0 else { return nil }
         } catch {
             return nil
         }

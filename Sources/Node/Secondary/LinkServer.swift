@@ -28,7 +28,7 @@ struct LinkServer {
         do {
             switch address.place {
             case .unix(let path):
-                try Self.clear(path)
+                try UnixSocketPath.clear(path)
                 server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: Self.prepare)
                 chmod(path, 0o600)
             case .tcp(let host, let port):
@@ -52,19 +52,6 @@ struct LinkServer {
 
     private struct CannotListen: Error, CustomStringConvertible {
         let description: String
-    }
-
-    /// Removes a socket that nobody listens to any more, and nothing else.
-    private static func clear(_ path: String) throws(CannotListen) {
-        let kind = clx_file_kind(path)
-        guard kind > 0 else { return }
-        guard kind == 1 else { throw CannotListen(description: "something that is no socket is there") }
-        let descriptor = clx_connect_unix(path)
-        guard descriptor < 0 else {
-            close(descriptor)
-            throw CannotListen(description: "the address is in use by another process")
-        }
-        unlink(path)
     }
 
     @Sendable
