@@ -1,5 +1,5 @@
 /// Comparing blocks, 64 bytes at a time. All counts are multiples of 64; the memory is aligned to 16 at least.
-enum BlockBytes {
+public enum BlockBytes {
     static func areEqual(_ left: UnsafeRawPointer, _ right: UnsafeRawPointer, count: Int) -> Bool {
         var offset = 0
         while offset < count {
@@ -11,7 +11,7 @@ enum BlockBytes {
         return true
     }
 
-    static func isZero(_ bytes: UnsafeRawPointer, count: Int) -> Bool {
+    public static func isZero(_ bytes: UnsafeRawPointer, count: Int) -> Bool {
         var offset = 0
         while offset < count {
             if bytes.loadUnaligned(fromByteOffset: offset, as: SIMD8<UInt64>.self) != SIMD8<UInt64>() { return false }

@@ -6,8 +6,9 @@ import Units
 /// secondary the other way round. The sides see the two directions merged differently; the rules are such that a frame
 /// which is legal where it was sent is legal where it arrives.
 ///
-/// Per epoch: disk frames while it is open; `request`, `reply`; `send` ends it for disk frames; RAM batches, digests
-/// and figures; `size`; device state; `seal`; then `received` (or `ready` after the initial copy) and `loaded`.
+/// First the secondary tells what its disks hold (digests). Then, per epoch: disk frames while it is open; `request`,
+/// `reply`; `send` ends it for disk frames; RAM batches, digests and figures; `size`; device state; `seal`; then
+/// `received` (or `ready` after the initial copy) and `loaded`.
 struct EpochFlow: Equatable {
     /// How far the content of the newest epoch that is not sealed has got.
     enum Phase: Equatable {
@@ -29,6 +30,8 @@ struct EpochFlow: Equatable {
     /// The oldest epoch that is not sealed: `open`, or the one before when `send` was said and `seal` was not.
     private(set) var unsealed: Epoch
     private(set) var phase = Phase.open
+    /// Whether the secondary has told what all of its disks hold. Until then it must not be changed by disk frames.
+    private(set) var hasDigests = false
     private var hasIdentity = false
     private var hasLayout = false
     /// By command: the newest epoch for which it was said; before the first time, the epoch before its first.
@@ -73,6 +76,7 @@ struct EpochFlow: Equatable {
         if let wrong = checkGeneration(info) { return wrong }
         switch info.frame {
         case .diskWrite, .diskZeroes, .diskDiscard:
+            guard hasDigests else { return "the last diskDigests comes before the first disk frame" }
             return info.epoch == open ? nil : "disk frames belong to epoch \(open) now"
         case .identity:
             guard info.epoch == first, unsealed == first, !hasIdentity else {
@@ -90,7 +94,7 @@ struct EpochFlow: Equatable {
         case .seal: return seal(info)
         case .command(let command): return forward(command, info)
         case .heartbeat: return outsideEpochs(info)
-        case .hello, .welcome, .refuse, .credit, .bye, .ramVerify:
+        case .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify:
             return "a primary does not send this within a session"
         }
         return nil
@@ -209,11 +213,16 @@ struct EpochFlow: Equatable {
         switch info.frame {
         case .credit, .heartbeat, .ramVerify:
             return outsideEpochs(info)
+        case .diskDigests:
+            guard !hasDigests else { return "diskDigests come once, and their last frame was here" }
+            if let wrong = outsideEpochs(info) { return wrong }
+            hasDigests = info.value == 1
         case .command(let command):
             return backward(command, info)
         default:
             return "a secondary does not send this within a session"
         }
+        return nil
     }
 
     private mutating func backward(_ command: Command, _ info: FrameInfo) -> String? {

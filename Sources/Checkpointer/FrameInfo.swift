@@ -7,7 +7,8 @@ public struct FrameInfo: Equatable, Sendable {
     public var generation: Generation
     /// Zero for frames outside of every epoch.
     public var epoch: Epoch
-    /// `size`: bytes of device state that follow. `deviceState`: offset of the piece. Otherwise 0.
+    /// `size`: bytes of device state that follow. `deviceState`: offset of the piece.
+    /// `diskDigests`: 1 in the last frame. Otherwise 0.
     public var value: UInt64
     /// `deviceState`: bytes in the piece. Otherwise 0.
     public var length: UInt64

@@ -17,6 +17,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case replied(Epoch)
         /// The secondary takes more.
         case credit
+        /// Digests of what the secondary holds, the last ones or not.
+        case digests(isLast: Bool)
         /// The secondary asks for page digests of the next checkpoint.
         case verifyRam
         /// A heartbeat came back.
@@ -94,7 +96,7 @@ public struct PrimaryProtocol: Sendable, Equatable {
 
     public mutating func sendIdentity() throws(ProtocolViolation) -> Epoch { try send(.identity, \.first) }
     public mutating func sendRamLayout() throws(ProtocolViolation) -> Epoch { try send(.ramLayout, \.first) }
-    /// Data, zeroes or a discard of a disk.
+    /// Data, zeroes or a discard of a disk; not before the last digests have come.
     public mutating func sendDisk() throws(ProtocolViolation) -> Epoch { try send(.diskWrite, \.open) }
     public mutating func sendRamBatch() throws(ProtocolViolation) -> Epoch { try send(.ramBatch, \.unsealed) }
     public mutating func sendRamDigests() throws(ProtocolViolation) -> Epoch { try send(.ramDigests, \.unsealed) }
@@ -162,6 +164,7 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case .credit: .credit
         case .ramVerify: .verifyRam
         case .heartbeat: .echoed
+        case .diskDigests: .digests(isLast: info.value == 1)
         default: preconditionFailure("\(info.frame) is never legal in the flow of a primary")
         }
     }

@@ -100,7 +100,7 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case .command(.send): .boundary(closed: info.epoch, opened: flow.open)
         case .command(.size): .expectDeviceState(info.epoch, bytes: info.value)
         case .heartbeat: .echo
-        case .command, .hello, .welcome, .refuse, .credit, .bye, .ramVerify:
+        case .command, .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify:
             preconditionFailure("\(info.frame) is never legal in the flow of a secondary")
         }
     }
@@ -111,6 +111,14 @@ public struct SecondaryProtocol: Sendable, Equatable {
             throw ours(.welcome, firstEpoch, "welcome answers hello, with a generation and a first epoch above 0")
         }
         state = .running(EpochFlow(generation: generation, first: firstEpoch))
+    }
+
+    /// Digests of what the disks hold go out. Disk frames are refused until `isLast` was said.
+    public mutating func sendDigests(isLast: Bool) throws(ProtocolViolation) {
+        guard case .running(var flow) = state else { throw ours(.diskDigests, .none, "no session is running") }
+        let info = FrameInfo(.diskDigests, generation: flow.generation, value: isLast ? 1 : 0)
+        if let wrong = flow.toPrimary(info) { throw ours(.diskDigests, .none, wrong) }
+        state = .running(flow)
     }
 
     /// `refuse` goes out, to a hello or within a session; the session is over.

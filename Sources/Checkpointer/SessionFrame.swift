@@ -15,6 +15,7 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
     case heartbeat
     case bye
     case identity
+    case diskDigests
     case ramVerify
     case ramDigests
     case ramFigures
@@ -24,8 +25,9 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
         (16, .hello, "hello"), (17, .welcome, "welcome"), (18, .refuse, "refuse"), (19, .ramLayout, "ramLayout"),
         (20, .diskWrite, "diskWrite"), (21, .diskZeroes, "diskZeroes"), (22, .diskDiscard, "diskDiscard"),
         (23, .ramBatch, "ramBatch"), (24, .deviceState, "deviceState"), (25, .seal, "seal"), (26, .credit, "credit"),
-        (27, .heartbeat, "heartbeat"), (28, .bye, "bye"), (29, .identity, "identity"), (31, .ramVerify, "ramVerify"),
-        (32, .ramDigests, "ramDigests"), (33, .ramFigures, "ramFigures"),
+        (27, .heartbeat, "heartbeat"), (28, .bye, "bye"), (29, .identity, "identity"),
+        (30, .diskDigests, "diskDigests"), (31, .ramVerify, "ramVerify"), (32, .ramDigests, "ramDigests"),
+        (33, .ramFigures, "ramFigures"),
     ]
 
     /// Every kind of frame there is.

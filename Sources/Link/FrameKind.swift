@@ -23,6 +23,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
     case heartbeat = 27
     case bye = 28
     case identity = 29
+    case diskDigests = 30
     case ramVerify = 31
     case ramDigests = 32
     case ramFigures = 33
@@ -51,6 +52,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .heartbeat: "heartbeat"
         case .bye: "bye"
         case .identity: "identity"
+        case .diskDigests: "diskDigests"
         case .ramVerify: "ramVerify"
         case .ramDigests: "ramDigests"
         case .ramFigures: "ramFigures"
@@ -77,6 +79,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .heartbeat: Heartbeat.length...Heartbeat.length
         case .bye: Bye.lengths
         case .identity: 1...LinkLimits.identityMax
+        case .diskDigests: DiskDigests.lengths
         case .ramVerify: RamVerify.length...RamVerify.length
         case .ramDigests: RamDigests.lengths
         case .ramFigures: RamFigures.length...RamFigures.length

@@ -12,6 +12,8 @@ public enum LinkLimits {
     public static let configurationMax = 64 << 10
     /// The most page digests in one frame.
     public static let digestsMax = 65536
+    /// The most bytes of digests and runs in one frame.
+    public static let diskDigestsMax = 128 << 10
     /// The most RAM blocks of a guest.
     public static let ramBlocksMax = 1024
     /// The most disks of a guest.

@@ -49,6 +49,20 @@ public struct Bitmap: Sendable, Equatable {
 
     public var isEmpty: Bool { population == 0 }
 
+    /// The first set bit at or behind `index`, which may be the count; nil when there is none.
+    public func first(from index: Int) -> Int? {
+        precondition(index >= 0 && index <= count)
+        guard index < count else { return nil }
+        var wordIndex = index >> 6
+        var word = words[wordIndex] & (~0 << UInt64(index & 63))
+        while word == 0 {
+            wordIndex += 1
+            guard wordIndex < words.count else { return nil }
+            word = words[wordIndex]
+        }
+        return wordIndex << 6 | word.trailingZeroBitCount
+    }
+
     /// Calls `body` with every set bit in rising order.
     public func forEach<Failure: Error>(_ body: (Int) throws(Failure) -> Void) throws(Failure) {
         for wordIndex in words.indices {

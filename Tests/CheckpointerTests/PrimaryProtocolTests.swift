@@ -18,7 +18,8 @@ struct PrimaryProtocolTests {
 
     /// Compares what may be sent, with its epoch, and what may arrive, with all that could be.
     private static func check(
-        _ machine: PrimaryProtocol, sends legal: [String: UInt64], arrivals: [Command: UInt64], _ name: String
+        _ machine: PrimaryProtocol, sends legal: [String: UInt64], arrivals: [Command: UInt64], digests: Bool = false,
+        _ name: String
     ) {
         for (what, send) in sends {
             var copy = machine
@@ -39,6 +40,7 @@ struct PrimaryProtocolTests {
                     if generation == 3 {
                         if case .command(let command) = frame { isLegal = arrivals[command] == epoch }
                         if frame == .credit || frame == .heartbeat || frame == .ramVerify { isLegal = epoch == 0 }
+                        if frame == .diskDigests { isLegal = digests && epoch == 0 }
                     }
                     #expect(
                         (outcome.failure == nil) == isLegal,
@@ -62,7 +64,14 @@ struct PrimaryProtocolTests {
         var machine = try Self.welcomed()
         #expect(machine.isRunning && machine.openEpoch == Epoch(5) && machine.generation == Generation(3))
         Self.check(
-            machine, sends: ["identity": 5, "ramLayout": 5, "disk": 5, "boundary": 5], arrivals: [:], "welcomed")
+            machine, sends: ["identity": 5, "ramLayout": 5, "boundary": 5], arrivals: [:], digests: true, "welcomed")
+        #expect(try machine.received(Self.info(.diskDigests, 0)) == .digests(isLast: false))
+        Self.check(
+            machine, sends: ["identity": 5, "ramLayout": 5, "boundary": 5], arrivals: [:], digests: true, "digests")
+        let last = FrameInfo(.diskDigests, generation: Generation(3), value: 1)
+        #expect(try machine.received(last) == .digests(isLast: true))
+        Self.check(
+            machine, sends: ["identity": 5, "ramLayout": 5, "disk": 5, "boundary": 5], arrivals: [:], "compared")
         _ = try machine.sendIdentity()
         _ = try machine.sendRamLayout()
         Self.check(machine, sends: ["disk": 5, "ram": 5, "boundary": 5], arrivals: [:], "layout out")

@@ -16,6 +16,7 @@ private struct Pair {
     var deviceOffset: UInt64 = 0
     var committed: [Epoch] = []
     var diskEpochs: Set<Epoch> = []
+    var digestsLeft = 3
     let generation = Generation(9)
 
     init(seed: UInt64) throws {
@@ -77,7 +78,11 @@ private struct Pair {
     }
 
     mutating func secondaryWorks() throws {
-        if let epoch = unapplied {
+        if digestsLeft > 0 {
+            digestsLeft -= 1
+            try secondary.sendDigests(isLast: digestsLeft == 0)
+            toPrimary.append(FrameInfo(.diskDigests, generation: generation, value: digestsLeft == 0 ? 1 : 0))
+        } else if let epoch = unapplied {
             if case .say(let command, let epoch) = try secondary.applied(epoch) { answer(command, epoch) }
             unapplied = nil
         } else if let epoch = sealed.first {
@@ -122,7 +127,9 @@ struct ProtocolPairTests {
             for _ in 0..<500 where pair.committed.count < before + 3 {
                 for _ in 0..<8 { pair.trySend() }
                 while !pair.toSecondary.isEmpty { try pair.secondaryReceives() }
-                while !pair.sealed.isEmpty || pair.unapplied != nil { try pair.secondaryWorks() }
+                while !pair.sealed.isEmpty || pair.unapplied != nil || pair.digestsLeft > 0 {
+                    try pair.secondaryWorks()
+                }
                 while !pair.toPrimary.isEmpty { try pair.primaryReceives() }
             }
             #expect(pair.committed.count >= before + 3, "seed \(seed): stuck behind \(before) commits")

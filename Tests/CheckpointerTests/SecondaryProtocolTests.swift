@@ -44,6 +44,12 @@ struct SecondaryProtocolTests {
         var machine = SecondaryProtocol()
         #expect(try machine.received(FrameInfo(.hello)) == .decide)
         try machine.welcome(generation: Generation(3), firstEpoch: Epoch(5))
+        check(machine, Scene(legal: [.identity: 5, .ramLayout: 5, command(.send): 5]), "before the digests")
+        try machine.sendDigests(isLast: false)
+        check(machine, Scene(legal: [.identity: 5, .ramLayout: 5, command(.send): 5]), "before the last digests")
+        try machine.sendDigests(isLast: true)
+        var again = machine
+        #expect(throws: ProtocolViolation.self) { try again.sendDigests(isLast: true) }
         return machine
     }
 

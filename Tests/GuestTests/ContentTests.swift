@@ -61,6 +61,49 @@ extension RealGuests {
             }
         }
 
+        @Test func anAttachAfterAnOutageSendsOnlyWhatHasChanged() throws {
+            try Scene.run("content-again") { scene in
+                let guest = try scene.launch(.init(workload: .disk))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let first = try scene.attach(guest, to: secondary, name: name)
+                try first.waitUntilProtected()
+                try secondary.waitForProof(name)
+                let whole = try copied(first)
+                // The secondary dies in the middle of an epoch, and the guest writes on for a while.
+                try secondary.kill()
+                try first.waitForExit(2)
+                pause(milliseconds: 500)
+                try secondary.start()
+                let again = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "3s"])
+                try again.waitUntilProtected()
+                try secondary.waitForProof(name)
+                let part = try copied(again)
+                scene.say("first \(whole), then \(part)")
+                #expect(whole.skipped == 0)
+                // The guest goes on writing all the time, so that much has changed; but far from everything.
+                #expect(part.skipped > 16 << 20)
+                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                try again.detach()
+                #expect(try secondary.committedEpoch(name) == snapshot.epoch)
+                let folder = "\(secondary.store)/\(name)/disks"
+                let disk = try #require(try FileManager.default.contentsOfDirectory(atPath: folder).first)
+                let different = try Content.differentPages(snapshot.disk, "\(folder)/\(disk)/secondary.raw")
+                #expect(different.isEmpty, "blocks that differ: \(different.prefix(20))")
+            }
+        }
+
+        /// What an attach says about its initial copy, in bytes.
+        private func copied(_ attach: AttachProcess) throws -> (disks: Int, skipped: Int, sent: Int) {
+            let line = try #require(attach.log.split(separator: "\n").first { $0.contains("initial copy") })
+            func number(_ key: String) throws -> Int {
+                let part = try #require(line.split(separator: " ").first { $0.hasPrefix("\(key)=") })
+                return try #require(Int(part.dropFirst(key.count + 1).filter(\.isNumber)))
+            }
+            return (try number("disks"), try number("skipped"), try number("sent"))
+        }
+
         private struct Snapshot {
             let epoch: Int
             let ram: String

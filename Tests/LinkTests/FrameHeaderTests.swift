@@ -72,7 +72,7 @@ struct FrameHeaderTests {
         #expect(decodeHeader(Self.forged(0, [0x51])).failure == .badMagic(0x5142_4C4B))
         #expect(decodeHeader(Self.forged(4, [2])).failure == .unsupportedVersion(2))
         #expect(decodeHeader(Self.forged(5, [7])).failure == .unknownKind(7))
-        #expect(decodeHeader(Self.forged(5, [30])).failure == .unknownKind(30))
+        #expect(decodeHeader(Self.forged(5, [99])).failure == .unknownKind(99))
         #expect(decodeHeader(Self.forged(6, [0x80, 0])).failure == .unknownFlags(0x8000))
         #expect(decodeHeader(Self.forged(32, [0, 0, 0, 9])).failure == .reservedNotZero(9))
     }

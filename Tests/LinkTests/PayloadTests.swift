@@ -30,6 +30,14 @@ struct PayloadTests {
         #expect(decode(encode(beat), Heartbeat.decode) == .success(beat))
         let bye = Bye(code: 0, reason: "detached")
         #expect(decode(encode(bye), Bye.decode) == .success(bye))
+        let digests = DiskDigests(
+            disk: 3, isLast: true, first: 77,
+            runs: [
+                .zeroes(1), .data([BlockDigest(high: 1, low: .max), BlockDigest(high: 0, low: 0)]), .zeroes(1 << 30),
+            ])
+        #expect(decode(encode(digests), DiskDigests.decode) == .success(digests))
+        let nothing = DiskDigests(disk: 0, isLast: true, first: 0, runs: [])
+        #expect(decode(encode(nothing), DiskDigests.decode) == .success(nothing))
         let identity = IdentityPayload(json: Array("{}".utf8))
         #expect(decode(encode(identity), IdentityPayload.decode) == .success(identity))
         for extent in [
@@ -73,6 +81,22 @@ struct PayloadTests {
         }.success
         #expect(state?.0 == 7)
         #expect(state?.1 == data)
+    }
+
+    @Test("digests that are not there, runs of nothing and wrong flags are refused, before memory is taken for them")
+    func hostileDigests() {
+        let head: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]
+        func isRefused(_ bytes: [UInt8]) -> Bool { decode(bytes, DiskDigests.decode).failure != nil }
+        #expect(isRefused(head), "no run, and not the last")
+        #expect(isRefused(head + [0, 0, 0, 0]), "a run of no blocks")
+        #expect(isRefused(head + [0x80, 0, 0, 0]), "a run of no digests")
+        #expect(isRefused(head + [0xFF, 0xFF, 0xFF, 0xFF]), "2^31 digests in no bytes")
+        #expect(isRefused(head + [0x80, 0, 0, 2] + [UInt8](repeating: 1, count: 31)), "half a digest")
+        #expect(isRefused(head + [0, 0, 1]), "half a run")
+        #expect(!isRefused(head + [0x80, 0, 0, 2] + [UInt8](repeating: 1, count: 32)))
+        #expect(isRefused([0, 0, 2, 0] + [UInt8](repeating: 0, count: 8)), "a flag that is unknown")
+        #expect(isRefused([0, 0, 1, 1] + [UInt8](repeating: 0, count: 8)), "a reserved byte")
+        for length in 0..<12 { #expect(isRefused([UInt8](repeating: 0, count: length))) }
     }
 
     @Test("every shortened and every lengthened payload of fixed shape is refused")

@@ -29,6 +29,19 @@ struct BitmapTests {
         return runs
     }
 
+    @Test("the first set bit is found from anywhere")
+    func first() {
+        for seed in UInt64(1)...60 {
+            var random = SplitMix64(state: seed)
+            let count = Int(random.next() % 300) + 1
+            var bitmap = Bitmap(count: count)
+            for _ in 0..<random.next() % 5 { bitmap.insert(Int(random.next() % UInt64(count))) }
+            for index in 0...count {
+                #expect(bitmap.first(from: index) == (index..<count).first { bitmap.contains($0) }, "seed \(seed)")
+            }
+        }
+    }
+
     @Test("behaves as a set of integers does")
     func model() {
         for seed in UInt64(1)...60 {

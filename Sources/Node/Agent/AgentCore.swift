@@ -1,3 +1,4 @@
+import BlockReplica
 import Checkpointer
 import Link
 import Logging
@@ -46,6 +47,8 @@ final class AgentCore {
         var intervalNanoseconds: UInt64
         var budgetBytes: UInt64
         var useDelta: Bool
+        /// Sizes of the disks in bytes, in the order of hello.
+        var diskSizes: [UInt64]
     }
 
     /// What the migration handler must send to QEMU after it has fed bytes to the stream.
@@ -54,7 +57,7 @@ final class AgentCore {
     let settings: Settings
     let loop: any EventLoop
     let log: Logger
-    private let link: any Channel
+    let link: any Channel
     let encoder: RamEncoder
 
     /// Tags every frame with its epoch and judges every answer.
@@ -64,9 +67,17 @@ final class AgentCore {
     private var sealedAt: [Epoch: Moment] = [:]
     var owed = Owed.nothing
     private(set) var figures = AgentFigures()
-    private var sentTotal: UInt64 = 0
+    /// Bytes of all frames sent.
+    private(set) var sentTotal: UInt64 = 0
     private var consumedTotal: UInt64 = 0
     private var ending: AgentEnding?
+
+    /// What the secondary holds of each disk; empty once the initial copy is done.
+    var known: [KnownBlocks]
+    /// Bytes that the secondary had already, of an initial copy that is done.
+    var settledSkips: UInt64 = 0
+    /// Whether the secondary has told everything about its disks.
+    var isCompared = false
 
     /// Pages of the epoch that is coming in, for each lane of the encoder.
     var chunks = (0..<RamEncoder.laneCount).map { _ in PageChunk() }
@@ -117,6 +128,9 @@ final class AgentCore {
         self.link = link
         self.loop = loop
         self.log = log
+        known = settings.diskSizes.map { size in
+            KnownBlocks(diskSize: size, digestLimit: Self.digestsMax / settings.diskSizes.count)
+        }
         encoder = RamEncoder(generation: settings.generation, useDelta: settings.useDelta)
         policy = EpochPolicy(interval: settings.intervalNanoseconds, now: MonotonicClock.now())
     }
@@ -126,7 +140,7 @@ final class AgentCore {
 
     /// Asks the protocol machine for the epoch of the next frame. A refusal is a fault of ours: the session ends rather
     /// than send what the secondary would have to refuse.
-    private func tag(_ event: (inout PrimaryProtocol) throws(ProtocolViolation) -> Epoch) -> Epoch? {
+    func tag(_ event: (inout PrimaryProtocol) throws(ProtocolViolation) -> Epoch) -> Epoch? {
         guard ending == nil else { return nil }
         do {
             return try event(&machine)
@@ -157,7 +171,7 @@ final class AgentCore {
     }
 
     /// Sends a frame that is content of its epoch.
-    private func send(_ frame: ByteBuffer, header: FrameHeader) {
+    func send(_ frame: ByteBuffer, header: FrameHeader) {
         tallies[header.epoch, default: EpochTally()].add(header)
         let length = UInt64(header.frameLength)
         epochBytes[header.epoch, default: 0] += length
@@ -176,7 +190,7 @@ final class AgentCore {
         }
     }
 
-    private func sendPayload(_ payload: some LinkPayload, epoch: Epoch) {
+    func sendPayload(_ payload: some LinkPayload, epoch: Epoch) {
         var buffer = link.allocator.buffer(capacity: 256)
         let header = buffer.writeFrame(payload, generation: settings.generation, epoch: epoch)
         send(buffer, header: header)
@@ -222,9 +236,17 @@ final class AgentCore {
         hasHeard = true
         guard ending == nil, let kind = SessionFrame(wireKind: frame.kind.rawValue) else { return }
         do {
-            let action = try machine.received(
-                FrameInfo(kind, generation: frame.header.generation, epoch: frame.epoch))
-            try perform(action, frame)
+            var info = FrameInfo(kind, generation: frame.header.generation, epoch: frame.epoch)
+            if kind == .diskDigests {
+                let digests = try frame.withPayload { bytes in try DiskDigests.decode(bytes) }
+                info.value = digests.isLast ? 1 : 0
+                _ = try machine.received(info)
+                if let wrong = describe(digests) {
+                    end(.linkLost("the secondary's digests are wrong: \(wrong)"))
+                }
+                return
+            }
+            try perform(try machine.received(info), frame)
         } catch {
             end(.linkLost("\(error)"))
         }
@@ -257,7 +279,7 @@ final class AgentCore {
             let words = "the secondary ended the session: \(bye.reason)"
             // An operator there may end the protection; a replica that became the guest takes it away.
             end(bye.code == ByeCode.fenced ? .failed(words) : .detach(words))
-        case .loaded, .replied, .echoed, .readWelcome:
+        case .loaded, .replied, .echoed, .readWelcome, .digests:
             break
         }
     }
@@ -350,6 +372,8 @@ final class AgentCore {
 
     /// The guest stands still and its disks are drained: what they write from now on belongs to the next epoch.
     func boundary() {
+        // Done long ago, outside of the guest's pause, unless there was a disk and no initial copy.
+        while !settle(ranges: 1024) {}
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendBoundary() }) else { return }
         sendCommand(.send, epoch: epoch)
     }
@@ -412,32 +436,5 @@ final class AgentCore {
         guard let began = pauseBegan else { return }
         figures.lastPauseNanoseconds = MonotonicClock.now().nanoseconds(since: began)
         pauseBegan = nil
-    }
-
-    // MARK: Disks
-
-    /// A write of the guest, or of the initial copy: belongs to the epoch that is open now.
-    func diskWrite(disk: Int, offset: UInt64, bytes: UnsafeRawBufferPointer) {
-        var done = 0
-        while done < bytes.count {
-            guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
-            let length = min(LinkLimits.diskDataMax, bytes.count - done)
-            let piece = UnsafeRawBufferPointer(rebasing: bytes[done..<done + length])
-            var buffer = link.allocator.buffer(capacity: FrameHeader.length + DiskWrite.prefixLength + length)
-            let header = withUnsafeTemporaryAllocation(byteCount: DiskWrite.prefixLength, alignment: 8) { prefix in
-                prefix.storeBytes(of: UInt16(disk).bigEndian, toByteOffset: 0, as: UInt16.self)
-                prefix.storeBytes(of: (offset + UInt64(done)).bigEndian, toByteOffset: 2, as: UInt64.self)
-                return buffer.writeFrame(
-                    .diskWrite, generation: settings.generation, epoch: epoch,
-                    prefix: UnsafeRawBufferPointer(prefix), data: piece)
-            }
-            send(buffer, header: header)
-            done += length
-        }
-    }
-
-    func diskExtent(_ extent: DiskExtent) {
-        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
-        sendPayload(extent, epoch: epoch)
     }
 }

@@ -11,7 +11,9 @@ final class AgentLinkHandler: ChannelInboundHandler {
 
     private let hello: Hello
     private var welcome: EventLoopPromise<Welcome>?
-    var core: AgentCore?
+    private var core: AgentCore?
+    /// What came behind the welcome while the core is being made. Nothing more is read meanwhile.
+    private var early: [LinkFrame] = []
 
     init(hello: Hello, welcome: EventLoopPromise<Welcome>) {
         self.hello = hello
@@ -28,13 +30,14 @@ final class AgentLinkHandler: ChannelInboundHandler {
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         let frame = unwrapInboundIn(data)
         guard let promise = welcome else {
-            core?.received(frame)
+            if let core { core.received(frame) } else { early.append(frame) }
             return
         }
         welcome = nil
         do {
             switch frame.kind {
             case .welcome:
+                _ = context.channel.setOption(.autoRead, value: false)
                 promise.succeed(try frame.withPayload { bytes in try Welcome.decode(bytes) })
             case .refuse:
                 promise.fail(try frame.withPayload { bytes in try Refuse.decode(bytes) })
@@ -44,6 +47,14 @@ final class AgentLinkHandler: ChannelInboundHandler {
         } catch {
             promise.fail(error)
         }
+    }
+
+    /// From now on frames go to the core. To be called on the channel's event loop.
+    func deliver(to core: AgentCore, on channel: any Channel) {
+        self.core = core
+        for frame in early { core.received(frame) }
+        early = []
+        _ = channel.setOption(.autoRead, value: true)
     }
 
     func channelInactive(context: ChannelHandlerContext) {

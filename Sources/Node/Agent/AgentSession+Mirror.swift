@@ -1,3 +1,5 @@
+import BlockReplica
+import Logging
 import NBD
 import NIOCore
 import NIOPosix
@@ -6,6 +8,30 @@ import Units
 
 /// Disks: one NBD export per disk, a mirror job into each, the initial copy within the budget.
 extension AgentSession {
+    /// Waits until the secondary has told what its disks hold. It reads them for that, but for holes.
+    func compareDisks(_ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>) async throws {
+        while true {
+            let (isDone, comparison) = try await loop.submit { (core.value.isCompared, core.value.comparison) }.get()
+            if isDone { return }
+            progress.show(
+                "comparing disks  \(Percent.text(UInt64(comparison.described), of: UInt64(comparison.total)))")
+            try await Task.sleep(for: .milliseconds(50))
+            try Task.checkCancellation()
+        }
+    }
+
+    /// Tells the secondary of the zeroes that were held back, as fast as it takes them.
+    private func settle(_ core: NIOLoopBound<AgentCore>) async throws {
+        while true {
+            let (isDone, mustWait) = try await loop.submit {
+                core.value.wantsLessInput ? (false, true) : (core.value.settle(ranges: 4096), false)
+            }.get()
+            if isDone { return }
+            if mustWait { try await Task.sleep(for: .milliseconds(10)) }
+            try Task.checkCancellation()
+        }
+    }
+
     func mirrorDisks(
         _ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>, _ directory: SocketDirectory
     ) async throws {
@@ -43,6 +69,7 @@ extension AgentSession {
                 [
                     "job-id": .string(GuestNames.mirrorJob(index)), "device": .string(disk.node),
                     "target": .string(GuestNames.nbdNode(index)), "sync": "full", "copy-mode": "write-blocking",
+                    "granularity": .whole(UInt64(KnownBlocks.blockSize)),
                     "on-target-error": "report", "filter-node-name": .string(GuestNames.filterNode(index)),
                     "speed": .whole(UInt64(options.budgetBytes / 4)),
                 ])
@@ -68,9 +95,15 @@ extension AgentSession {
                 let length = job["len"]?.uintValue ?? 0
                 return sum + (length - min(length, job["offset"]?.uintValue ?? 0))
             }
-            let figures = try await loop.submit { core.value.figures }.get()
+            let (figures, skipped) = try await loop.submit { (core.value.figures, core.value.skippedBytes) }.get()
+            let had = skipped == 0 ? "" : "  skipped \(ByteText.text(skipped))"
             if ours.allSatisfy({ $0["ready"]?.boolValue == true }) {
-                progress.say("disks copied: \(ByteText.text(total)) in \(guest.disks.count) disk(s)")
+                try await settle(core)
+                let sent = try await loop.submit { core.value.sentTotal }.get()
+                log.info(
+                    "initial copy", metadata: ["disks": "\(total)", "skipped": "\(skipped)", "sent": "\(sent)"])
+                let saved = skipped == 0 ? "" : "; \(ByteText.text(skipped)) of them were there already"
+                progress.say("disks copied: \(ByteText.text(total)) in \(guest.disks.count) disk(s)\(saved)")
                 // From now on every guest write is mirrored before it completes; nothing is left to slow down.
                 for index in guest.disks.indices { try await setSpeed(0, index) }
                 return
@@ -78,7 +111,7 @@ extension AgentSession {
             let done = total - min(total, left)
             meter.add(done)
             progress.show(
-                "copying disks  \(Percent.text(done, of: total))  \(ByteText.text(meter.bytesPerSecond))/s")
+                "copying disks  \(Percent.text(done, of: total))  \(ByteText.text(meter.bytesPerSecond))/s\(had)")
             let wanted = CopySpeed.next(
                 current: speed, outstanding: figures.outstandingBytes, budget: UInt64(options.budgetBytes))
             if wanted != speed {

@@ -81,6 +81,7 @@ final class AgentSession: Sendable {
         let address = try await secondaryAddress(directory)
         let core = try await connect(to: address, guest: guest)
         watchEvents(core)
+        try await compareDisks(guest, core)
         try await mirrorDisks(guest, core, directory)
         try await startMigration(core, directory)
         await showProgress(core, guest)
@@ -121,7 +122,7 @@ final class AgentSession: Sendable {
         let settings = AgentCore.Settings(
             generation: connected.welcome.generation, firstEpoch: connected.welcome.firstEpoch,
             intervalNanoseconds: options.intervalNanoseconds, budgetBytes: UInt64(options.budgetBytes),
-            useDelta: options.useDelta)
+            useDelta: options.useDelta, diskSizes: guest.disks.map(\.size))
         progress.say(
             "secondary \(address): replica '\(guest.name)', generation \(settings.generation), "
                 + (connected.welcome.lastCommitted == .none
@@ -135,7 +136,7 @@ final class AgentSession: Sendable {
             core.onEnd = { [end] reason in end.yield(reason) }
             core.triggerCheckpoint = { [self] in triggerCheckpoint() }
             core.locateGuestMemory = { [self] done in locateGuestMemory(done) }
-            connected.handler.value.core = core
+            connected.handler.value.deliver(to: core, on: connected.channel)
             core.startHeartbeat()
             core.sendIdentity(identity)
             core.flush()

@@ -23,6 +23,8 @@ actor GuestReplica {
 
     private(set) var session: LinkSession?
     private var machine = SecondaryProtocol()
+    /// What the primary is still to be told of what the disks hold.
+    private var survey: DiskSurvey?
     private var tallies: [Epoch: EpochTally] = [:]
     private var proof = GuestStatus.Proof(verdict: .notYet)
     private var provenSession: Identifier?
@@ -77,6 +79,7 @@ actor GuestReplica {
             machine = SecondaryProtocol()
             _ = try machine.received(FrameInfo(.hello))
             try machine.welcome(generation: store.generation, firstEpoch: first)
+            survey = DiskSurvey(disks: store.diskFiles)
             session = newSession
             currentSessionID = hello.session
             tallies = [:]
@@ -102,6 +105,17 @@ actor GuestReplica {
         while let session, !session.isConnected, MonotonicClock.now().nanoseconds(since: began) < 25_000_000_000 {
             try? await Task.sleep(for: .milliseconds(20))
         }
+    }
+
+    /// What the primary is to be told next of what the disks hold; nil when it knows everything.
+    func digests(for source: LinkSession) throws -> DiskDigests? {
+        guard session === source else { throw LinkFault(description: "the session is over") }
+        guard let digests = try survey?.next() else {
+            survey = nil
+            return nil
+        }
+        try machine.sendDigests(isLast: digests.isLast)
+        return digests
     }
 
     /// Takes in one frame. Returns false when the primary has left in order.
@@ -202,6 +216,7 @@ actor GuestReplica {
     func close(_ ended: LinkSession, reason: String) {
         guard session === ended else { return }
         session = nil
+        survey = nil
         machine.disconnected()
         tallies = [:]
         history.sessionEnded()

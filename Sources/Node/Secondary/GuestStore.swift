@@ -53,6 +53,10 @@ final class GuestStore {
     var generation: Generation { record?.generation ?? .first }
     var isPromoted: Bool { record?.role == .promoted }
     var diskDescriptions: [(id: String, size: UInt64)] { disks.map { ($0.id, $0.replica.size) } }
+    /// The secondary disks, which alone are the last checkpoint until the first disk frame of a session.
+    var diskFiles: [(path: String, size: UInt64)] {
+        disks.map { ("\(diskDirectory($0.id))/\(DiskFiles.secondary)", $0.replica.size) }
+    }
     var ramBytes: UInt64 { files?.layout.blocks.reduce(0) { $0 + $1.length } ?? 0 }
 
     // MARK: Opening

@@ -130,7 +130,11 @@ struct LinkServer {
             session.send(
                 Heartbeat(counter: 0, sentAt: MonotonicClock.now()), generation: welcome.generation)
         }
-        defer { heartbeat.cancel() }
+        let telling = Task { await tellDigests(session, replica, welcome) }
+        defer {
+            heartbeat.cancel()
+            telling.cancel()
+        }
         var consumed: UInt64 = 0
         var told: UInt64 = 0
         var reason = "the link was closed"
@@ -155,6 +159,24 @@ struct LinkServer {
             try? await Task.sleep(for: .milliseconds(50))
         }
         await replica.close(session, reason: reason)
+    }
+
+    /// Tells the primary what the disks hold, no faster than the link takes it. Between two frames the replica hears
+    /// what the primary says.
+    private func tellDigests(_ session: LinkSession, _ replica: GuestReplica, _ welcome: Welcome) async {
+        do {
+            while !Task.isCancelled, let digests = try await replica.digests(for: session) {
+                try await session.deliver(digests, generation: welcome.generation)
+            }
+        } catch {
+            guard session.isConnected else { return }
+            let reason = "the disks could not be read: \(error)"
+            log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(reason)"])
+            let refuse = Refuse(code: Self.code(of: error), message: String(reason.prefix(1024)))
+            try? await session.deliver(refuse, generation: welcome.generation)
+            await replica.close(session, reason: reason)
+            session.hangUp()
+        }
     }
 
     private static func code(of error: any Error) -> Refuse.Code {

@@ -47,6 +47,15 @@ final class LinkSession: Sendable {
         channel.writeAndFlush(buffer, promise: nil)
     }
 
+    /// Sends, and returns when the frame has left this process. Throws when the link is gone.
+    func deliver(_ payload: some LinkPayload, generation: Generation) async throws {
+        var buffer = channel.allocator.buffer(capacity: 256)
+        buffer.writeFrame(payload, generation: generation, epoch: .none)
+        try await channel.writeAndFlush(buffer).get()
+    }
+
+    func hangUp() { channel.close(promise: nil) }
+
     /// Says why, and closes.
     func bye(code: UInt16, reason: String, generation: Generation) {
         var buffer = channel.allocator.buffer(capacity: 256)

@@ -1,0 +1,97 @@
+import Units
+
+/// What the secondary holds of a disk when a session begins, so that only what differs has to travel: a digest for each
+/// block of 64 KiB, or that a run of blocks is all zero.
+public struct DiskDigests: Equatable, Sendable, LinkPayload {
+    /// Blocks behind each other.
+    public enum Run: Equatable, Sendable {
+        /// So many blocks that are all zero; 1 to `Int32.max`.
+        case zeroes(Int)
+        /// A digest for each block; not empty.
+        case data([BlockDigest])
+
+        /// Blocks in the run.
+        public var count: Int {
+            switch self {
+            case .zeroes(let count): count
+            case .data(let digests): digests.count
+            }
+        }
+    }
+
+    /// Bytes in a block; the last block of a disk may be shorter, and its digest is that of the bytes it has.
+    public static let blockSize = 64 << 10
+    /// Bytes before the runs.
+    static let prefixLength = 12
+    private static let dataFlag: UInt32 = 1 << 31
+
+    /// Index into ``Hello/disks``.
+    public var disk: Int
+    /// Whether this is the last frame of its kind: now all blocks of all disks have been told of.
+    public var isLast: Bool
+    /// Number of the first block.
+    public var first: UInt64
+    /// Empty only when ``isLast``.
+    public var runs: [Run]
+
+    public init(disk: Int, isLast: Bool, first: UInt64, runs: [Run]) {
+        self.disk = disk
+        self.isLast = isLast
+        self.first = first
+        self.runs = runs
+    }
+
+    static let lengths = prefixLength...prefixLength + LinkLimits.diskDigestsMax
+
+    public var kind: FrameKind { .diskDigests }
+
+    public func encode(into writer: inout ByteWriter) {
+        writer.write(UInt16(disk))
+        writer.write(isLast ? UInt8(1) : 0)
+        writer.write(UInt8(0))
+        writer.write(first)
+        for run in runs {
+            precondition(run.count > 0 && run.count <= Int32.max, "a run has 1 to 2^31-1 blocks")
+            switch run {
+            case .zeroes(let count):
+                writer.write(UInt32(count))
+            case .data(let digests):
+                writer.write(UInt32(digests.count) | Self.dataFlag)
+                for digest in digests {
+                    writer.write(digest.high)
+                    writer.write(digest.low)
+                }
+            }
+        }
+    }
+
+    public static func decode(_ payload: UnsafeRawBufferPointer) throws(LinkError) -> DiskDigests {
+        var reader = PayloadReader(.diskDigests, payload)
+        let disk = Int(try reader.read(UInt16.self))
+        let last: UInt8 = try reader.read()
+        guard last <= 1 else { throw reader.bad("last", at: 2, "is \(last), not 0 or 1") }
+        let reserved: UInt8 = try reader.read()
+        guard reserved == 0 else { throw reader.bad("reserved byte", at: 3, "is \(reserved), not 0") }
+        let first: UInt64 = try reader.read()
+        var runs: [Run] = []
+        while reader.remaining > 0 { runs.append(try run(&reader)) }
+        guard last == 1 || !runs.isEmpty else { throw reader.bad("runs", at: prefixLength, "are missing") }
+        return DiskDigests(disk: disk, isLast: last == 1, first: first, runs: runs)
+    }
+
+    private static func run(_ reader: inout PayloadReader) throws(LinkError) -> Run {
+        let start = reader.offset
+        let head: UInt32 = try reader.read()
+        let count = Int(head & ~dataFlag)
+        guard count > 0 else { throw reader.bad("run", at: start, "has no blocks") }
+        guard head & dataFlag != 0 else { return .zeroes(count) }
+        // Nothing is allocated for digests that are not there.
+        guard count <= reader.remaining / BlockDigest.length else {
+            throw reader.bad("run", at: start, "announces \(count) digests in \(reader.remaining) bytes")
+        }
+        var digests: [BlockDigest] = []
+        digests.reserveCapacity(count)
+        for _ in 0..<count { digests.append(BlockDigest(high: try reader.read(), low: try reader.read())) }
+        return .data(digests)
+    }
+}
