@@ -196,6 +196,18 @@ public final class DirectFile {
         return true
     }
 
+    /// Lets the file, which must be empty, share all blocks of another one of this length (ioctl_ficlone(2)). Returns
+    /// false, with nothing done, where the file system cannot, or the files lie on different ones.
+    public func clone(from source: String, length: UInt64) throws(IOError) -> Bool {
+        // A call that an observer does not know is not made in front of it.
+        guard observer == nil else { return false }
+        let file = try DirectFile(path: source, mode: .readOnly, direct: false)
+        guard try file.size() == length, caio_clone(bufferedDescriptor, file.bufferedDescriptor) == 0 else {
+            return false
+        }
+        return true
+    }
+
     // MARK: Durability
 
     /// Makes everything written durable, and the size (fdatasync(2)).

@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libaio.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -47,6 +49,8 @@ int64_t caio_next_data(int descriptor, int64_t offset) {
 int64_t caio_next_hole(int descriptor, int64_t offset) {
     RETRY(int64_t, lseek(descriptor, (off_t)offset, SEEK_HOLE));
 }
+
+int caio_clone(int target, int source) { RETRY(int, ioctl(target, FICLONE, source)); }
 
 // close(2) must not be retried on Linux: the descriptor is gone even when it reports EINTR.
 void caio_close(int descriptor) { (void)close(descriptor); }

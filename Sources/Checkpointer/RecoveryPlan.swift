@@ -70,9 +70,22 @@ public struct RecoveryPlan: Equatable, Sendable {
 
     // MARK: Nothing committed
 
-    /// All that is there is an initial copy that was never finished.
+    /// All that is there is an initial copy that was never finished, or a seed. The secondary disks stay: no record
+    /// vouches for them, but the next session compares them and sends only what differs.
     private mutating func planNothingCommitted(_ listing: StoreListing) {
-        actions += listing.disks.keys.sorted().map { .deleteDisk($0) }
+        for (id, files) in listing.disks.sorted(by: { $0.key < $1.key }) {
+            guard files.contains(where: { StoreFileName($0.name) == .secondary }) else {
+                actions.append(.deleteDisk(id))
+                continue
+            }
+            for file in files.sorted(by: { $0.name < $1.name }) {
+                switch StoreFileName(file.name) {
+                case .secondary: break
+                case .hidden, .scratch, .unfinished: actions.append(.deleteFile(.disk(id), file.name))
+                default: reportStranger(.disk(id), file.name)
+                }
+            }
+        }
         deleteLeftovers(.ram, listing.ram, keeping: [])
         deleteLeftovers(.device, listing.device, keeping: [])
     }

@@ -14,6 +14,9 @@ struct Attach: AsyncParsableCommand {
     @Option(name: .long, help: "Keep the replica in this directory of this host instead.")
     var store: String?
 
+    @Option(name: .long, help: "With --store: DISK=FILE, an existing copy that a new replica begins with; repeatable.")
+    var seed: [String] = []
+
     @Option(name: .long, help: "Name of the replica; the guest's own -name by default.")
     var guest: String?
 
@@ -46,6 +49,9 @@ struct Attach: AsyncParsableCommand {
         guard (to == nil) != (store == nil) else {
             throw ValidationError("say either --to ADDR (a second host) or --store DIR (this host)")
         }
+        guard seed.isEmpty || store != nil else {
+            throw ValidationError("--seed belongs to --store; with --to, say it to 'serve' on the secondary")
+        }
         guard (16...65536).contains(budget) else { throw ValidationError("--budget takes 16 to 65536 MiB") }
         guard interval.nanoseconds >= 10_000_000 else { throw ValidationError("--interval must be at least 10ms") }
     }
@@ -58,10 +64,11 @@ struct Attach: AsyncParsableCommand {
                     "\(address) is not on this machine and the link is clear text: tunnel it (ssh, WireGuard), or say "
                         + "--insecure in a network you trust with the guest's memory")
             }
-            let options = AttachOptions(
+            var options = AttachOptions(
                 qmp: qmp, address: address, store: store, guest: guest, intervalNanoseconds: interval.nanoseconds,
                 durable: durability == .disk, budgetBytes: budget << 20, useDelta: !noDelta, force: force, pid: pid,
                 logLevel: logging.logLevel)
+            options.seeds = seed
             let outcome = try await Attachment.run(options, log: logging.makeLogger("colo-blk"))
             switch outcome {
             case .detached(let message):

@@ -17,6 +17,10 @@ struct Serve: AsyncParsableCommand {
     @Flag(name: .long, help: "Listen in clear text on an address that is not of this machine.")
     var insecure = false
 
+    @Option(
+        name: .long, help: "GUEST/DISK=FILE: an existing copy that a new replica begins with; repeatable.")
+    var seed: [String] = []
+
     @Flag(name: .long, help: "Do not start the guest once, paused, after its first checkpoint.")
     var noProof = false
 
@@ -33,7 +37,10 @@ struct Serve: AsyncParsableCommand {
             }
             let log = logging.makeLogger("colo-blk")
             let daemon = try SecondaryDaemon.open(
-                options: .init(store: store.store, proof: !noProof, qemu: qemu), log: log)
+                options: .init(
+                    store: store.store, proof: !noProof, qemu: qemu,
+                    seeds: try seed.map { text in try DiskSeed(parsing: text) }),
+                log: log)
             let services = ServiceGroup(
                 services: [DaemonService(daemon: daemon, address: address)],
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: log)

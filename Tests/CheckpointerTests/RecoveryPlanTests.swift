@@ -102,12 +102,16 @@ struct RecoveryPlanTests {
         }
     }
 
-    @Test("before the first commit everything is a leftover")
+    @Test("before the first commit everything is a leftover but the secondary disks")
     func nothingCommitted() {
-        let plan = Self.plan(nil)
+        let plan = Self.plan(nil) { listing in
+            for file in ["hidden-1.qcow2", "secondary.raw.new"] { Self.add(file, to: &listing.disks["vdb"]) }
+            listing.disks["vdc"] = Self.files([("secondary.raw.new", 5)])
+        }
         #expect(
             plan.actions == [
-                .deleteDisk("vda"), .deleteDisk("vdb"), .deleteFile(.ram, "base-30.ram"),
+                .deleteFile(.disk("vdb"), "hidden-1.qcow2"), .deleteFile(.disk("vdb"), "secondary.raw.new"),
+                .deleteDisk("vdc"), .deleteFile(.ram, "base-30.ram"),
                 .deleteFile(.ram, "base-30.sum"), .deleteFile(.ram, "delta-31.log"), .deleteFile(.device, "state-40"),
             ])
         #expect(plan.isUsable)

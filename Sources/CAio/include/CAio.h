@@ -30,6 +30,8 @@ int64_t caio_next_data(int descriptor, int64_t offset);
 
 // lseek(2) with SEEK_HOLE.
 int64_t caio_next_hole(int descriptor, int64_t offset);
+/// Lets the empty target share all blocks of source: ioctl_ficlone(2).
+int caio_clone(int target, int source);
 
 // pread(2) and pwrite(2): one call, bytes moved or a negative errno.
 int64_t caio_pread(int descriptor, void *buffer, size_t length, int64_t offset);

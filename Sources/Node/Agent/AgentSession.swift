@@ -78,7 +78,7 @@ final class AgentSession: Sendable {
         let guest = try await ProtectedGuest.take(relay: relay, options: options, log: log)
         let directory = try SocketDirectory(forProcess: relay.hello.process?.pid)
         sockets.withLock { $0 = directory }
-        let address = try await secondaryAddress(directory)
+        let address = try await secondaryAddress(directory, guest)
         let core = try await connect(to: address, guest: guest)
         watchEvents(core)
         try await compareDisks(guest, core)
@@ -88,12 +88,19 @@ final class AgentSession: Sendable {
     }
 
     /// The secondary's address; with `--store`, that of one which runs inside this process.
-    private func secondaryAddress(_ directory: SocketDirectory) async throws -> Address {
+    private func secondaryAddress(_ directory: SocketDirectory, _ guest: ProtectedGuest) async throws -> Address {
         if let text = options.secondary { return try Address(parsing: text) }
         guard let store = options.store else { throw Refused(description: "neither a secondary nor a store was named") }
         let daemon: SecondaryDaemon
         do {
-            daemon = try SecondaryDaemon.open(options: .init(store: store, proof: true, qemu: nil), log: log)
+            let seeds = try options.seeds.map { text in try DiskSeed(parsing: text, guest: guest.name) }
+            var sizes: [String: UInt64] = [:]
+            for seed in seeds { sizes[seed.disk] = try seed.open().size }
+            let disks = guest.disks.map { ($0.id, $0.size) }
+            if let problem = DiskSeed.mismatch(seeds: sizes, disks: disks) { throw Refused(description: problem) }
+            daemon = try SecondaryDaemon.open(
+                options: .init(store: store, proof: true, qemu: nil, seeds: seeds), log: log)
+            try await daemon.plantSeeds { [progress] in progress.show($0) }
         } catch {
             throw Refused(description: "\(error)")
         }

@@ -24,6 +24,8 @@ public struct AttachOptions: Codable, Sendable {
     public var force: Bool
     public var pid: Int32?
     public var logLevel: String
+    /// `DISK=FILE` for a new replica in `store`.
+    public var seeds: [String] = []
 
     public init(
         qmp: String, address: Address?, store: String?, guest: String?, intervalNanoseconds: UInt64, durable: Bool,

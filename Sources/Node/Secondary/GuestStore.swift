@@ -35,6 +35,8 @@ final class GuestStore {
     private let log: Logger
     private let commitFile: CommitFile
     private var disks: [(id: String, replica: DiskReplica)] = []
+    /// Sizes of the disks that were seeded for the first session, by id.
+    var seeded: [String: UInt64] = [:]
     /// RAM as of the last commit; nil when there is none, or when it was lost.
     private(set) var ram: RamStore?
     private(set) var files: SessionFiles?
@@ -141,7 +143,7 @@ final class GuestStore {
     }
 
     private func path(_ folder: StoreListing.Folder, _ file: String) -> String { "\(directory)/\(folder)/\(file)" }
-    private func diskDirectory(_ id: String) -> String { "\(directory)/disks/\(id)" }
+    func diskDirectory(_ id: String) -> String { "\(directory)/disks/\(id)" }
 
     private func openDisk(_ id: String, durable: Bool) throws -> DiskReplica {
         // As much as a primary's budget lets it send between a boundary and the seal before it.
@@ -175,13 +177,7 @@ final class GuestStore {
         precondition(session == nil, "one session at a time")
         let durable = hello.durability == .disk
         if record == nil {
-            try removeDisks()
-            do {
-                try makeDisks(hello.disks, durable: durable)
-            } catch {
-                try? removeDisks()
-                throw error
-            }
+            try prepareDisks(hello.disks, durable: durable)
         } else {
             try checkDisks(hello)
         }
@@ -192,18 +188,6 @@ final class GuestStore {
         session = OpenSession(id: hello.session, durability: hello.durability, firstEpoch: first)
         for disk in disks { try disk.replica.beginEpoch(first, preserve: record != nil) }
         return first
-    }
-
-    private func makeDisks(_ disks: [Hello.Disk], durable: Bool) throws {
-        for disk in disks {
-            do {
-                _ = try DiskReplica.create(directory: diskDirectory(disk.id), size: disk.size, durable: durable)
-            } catch {
-                guard case .overlay(_, let reason) = error else { throw error }
-                throw Refuse(code: .diskTooLarge, message: "disk '\(disk.id)' of \(disk.size) bytes: \(reason)")
-            }
-        }
-        if durable { try DirectFile.syncDirectory("\(directory)/disks") }
     }
 
     private func checkDisks(_ hello: Hello) throws {
@@ -217,13 +201,6 @@ final class GuestStore {
                 message:
                     "replica '\(name)' has the disks [\(text(known))], the guest has [\(text(hello.disks))]: attach "
                     + "under another --guest name, or 'colo-blk remove \(name)' on the secondary first")
-        }
-    }
-
-    private func removeDisks() throws {
-        disks = []
-        for id in try Directory.names(in: "\(directory)/disks") where FileSafeName.isValid(id) {
-            try perform(.deleteDisk(id))
         }
     }
 
@@ -379,7 +356,8 @@ final class GuestStore {
         session = nil
         try ended.ram?.discardOpenEpoch()
         if record == nil {
-            try removeDisks()
+            // What has come of the initial copy stays: the next one is compared with it.
+            disks = []
             return
         }
         for disk in disks { _ = try disk.replica.recover(committed: committed) }

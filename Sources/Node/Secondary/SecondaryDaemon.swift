@@ -17,8 +17,13 @@ public struct SecondaryOptions: Sendable {
     public var qemu: String?
     /// Where RAM caches live: a tmpfs.
     public var ramDirectory: String
+    /// What new replicas begin with.
+    public var seeds: [DiskSeed]
 
-    public init(store: String, proof: Bool, qemu: String?, ramDirectory: String? = nil) {
+    public init(
+        store: String, proof: Bool, qemu: String?, ramDirectory: String? = nil, seeds: [DiskSeed] = []
+    ) {
+        self.seeds = seeds
         self.store = store
         self.proof = proof
         self.qemu = qemu
@@ -29,12 +34,15 @@ public struct SecondaryOptions: Sendable {
 /// A store that this process holds: every guest in it, recovered to its last commit.
 public final class SecondaryDaemon: Sendable {
     let store: Store
-    private let options: SecondaryOptions
-    private let log: Logger
+    let options: SecondaryOptions
+    let log: Logger
     private let group: MultiThreadedEventLoopGroup
     private let replicas = Mutex<[String: GuestReplica]>([:])
     /// Guests whose folder cannot be opened, and why: they are shown, and can be removed.
     private let unopened = Mutex<[String: String]>([:])
+
+    /// Guests that wait for their seeds, and how far they are, in words.
+    let seeding = Mutex<[String: String]>([:])
 
     private init(store: Store, options: SecondaryOptions, log: Logger) {
         self.store = store
@@ -48,9 +56,12 @@ public final class SecondaryDaemon: Sendable {
     public static func open(options: SecondaryOptions, log: Logger) throws -> SecondaryDaemon {
         let store = try Store.open(directory: options.store)
         let daemon = SecondaryDaemon(store: store, options: options, log: log)
+        try daemon.makeSeededGuests()
         for name in try store.guestNames() {
             do {
                 _ = try daemon.openReplica(name)
+            } catch let refused as DiskSeed.Refused {
+                throw refused
             } catch {
                 log.error("guest cannot be opened", metadata: ["guest": "\(name)", "reason": "\(error)"])
                 daemon.unopened.withLock { $0[name] = "\(error)" }
@@ -64,6 +75,7 @@ public final class SecondaryDaemon: Sendable {
             name: name, directory: store.guestDirectory(name),
             ramDirectory: try RamTmpfs.prepare(base: options.ramDirectory, name: ramName(name)),
             storeID: store.description.id, log: log)
+        guestStore.seeded = try seedSizes(name, committed: guestStore.record?.epoch)
         let replica = GuestReplica(
             name: name, store: guestStore, settings: options, starter: group.next(), log: log)
         replicas.withLock { $0[name] = replica }
@@ -80,6 +92,9 @@ public final class SecondaryDaemon: Sendable {
     private func replica(for hello: Hello) throws -> GuestReplica {
         guard Store.isGuestName(hello.guest) else {
             throw Refuse(code: .name, message: "'\(hello.guest)' cannot be a replica's name: \(Store.guestNameRule)")
+        }
+        if let words = seeding.withLock({ $0[hello.guest] }) {
+            throw Refuse(code: .busy, message: "'\(hello.guest)' waits for its seeds (\(words)); attach again later")
         }
         if let known = replica(hello.guest) { return known }
         if let reason = unopened.withLock({ $0[hello.guest] }) {
@@ -103,6 +118,11 @@ public final class SecondaryDaemon: Sendable {
 
     /// Listens for primaries and for verbs until the task is cancelled.
     public func run(listen address: Address?, ready: @escaping @Sendable () -> Void = {}) async throws {
+        // Guests without seeds need not wait for those with.
+        let planting = Task { [log] in
+            do { try await plantSeeds() } catch { log.error("\(error)") }
+        }
+        defer { planting.cancel() }
         try await withThrowingTaskGroup(of: Void.self) { tasks in
             let control = ControlServer(path: store.controlPath, log: log) { [self] request in await answer(request) }
             tasks.addTask { [group] in try await control.run(group: group) }
@@ -161,9 +181,9 @@ public final class SecondaryDaemon: Sendable {
     }
 
     public func statuses(guest: String?) async throws -> [GuestStatus] {
-        if let guest { return [await (try known(guest)).status()] }
+        if let guest { return [tellSeeding(await (try known(guest)).status())] }
         var statuses: [GuestStatus] = []
-        for replica in allReplicas() { statuses.append(await replica.status()) }
+        for replica in allReplicas() { statuses.append(tellSeeding(await replica.status())) }
         for (name, reason) in unopened.withLock({ $0 }).sorted(by: { $0.key < $1.key }) {
             statuses.append(.unopened(name, reason: reason))
         }

@@ -31,11 +31,12 @@ final class Protection: Sendable {
     /// Why sessions ended before they were over.
     let endings = Mutex<[AgentEnding]>([])
 
-    init(_ place: Place) async throws {
+    init(_ place: Place, seeds: [DiskSeed] = []) async throws {
         store = place.directory
         let log = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })
         daemon = try SecondaryDaemon.open(
-            options: SecondaryOptions(store: store, proof: false, qemu: nil, ramDirectory: place.base), log: log)
+            options: SecondaryOptions(store: store, proof: false, qemu: nil, ramDirectory: place.base, seeds: seeds),
+            log: log)
         group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         address = .unix("\(place.base)/link.sock")
         let (ready, isReady) = AsyncStream.makeStream(of: Void.self)
@@ -44,6 +45,7 @@ final class Protection: Sendable {
             try await daemon.run(listen: address) { isReady.finish() }
         }
         for await _ in ready {}
+        for _ in 0..<500 where daemon.seeding.withLock({ !$0.isEmpty }) { try await Task.sleep(for: .milliseconds(10)) }
     }
 
     func stop() async throws {
