@@ -3,6 +3,8 @@ import Foundation
 /// Why a recipe could not be followed.
 public struct RecipeFailed: Error, CustomStringConvertible {
     public let description: String
+
+    public init(description: String) { self.description = description }
 }
 
 /// How QEMU's own programs make an image, or a chain of images. Nothing of it is ever committed.

@@ -19,6 +19,7 @@ final class ImageLayer {
     private lazy var unpacker = ImageUnpacker()
     private lazy var packed = AlignedBuffer(minimumCount: Int(reader?.header.clusterSize ?? 0) + 512)
     private lazy var cluster = AlignedBuffer(minimumCount: Int(reader?.header.clusterSize ?? 0))
+    private var preallocated: Bool?
     /// Place of the compressed bytes that are unpacked in `cluster`.
     private var unpackedFrom: ByteRange?
 
@@ -91,18 +92,49 @@ final class ImageLayer {
             return ImageExtent(range: ByteRange(offset: offset, length: end - offset), content: .data(offset))
         }
         do throws(IOError) {
-            guard let data = try file.nextData(at: offset) else {
+            // The last sector may end behind the file.
+            guard offset < fileLength, let data = try file.nextData(at: offset) else {
                 return ImageExtent(range: ByteRange(offset: offset, length: end - offset), content: .zero(offset))
             }
             if data > offset {
                 return ImageExtent(
                     range: ByteRange(offset: offset, length: min(data, end) - offset), content: .zero(offset))
             }
-            let hole = try file.nextHole(at: offset)
-            // The last sector may end behind the file.
-            let stop = hole >= fileLength ? end : min(hole, end)
+            let stop = min(try file.nextHole(at: offset), end)
             return ImageExtent(range: ByteRange(offset: offset, length: stop - offset), content: .data(offset))
         } catch { throw .io(error) }
+    }
+
+    /// Whether most of the clusters that the image has taken have no space on the file system yet, so that it pays to ask
+    /// the file system what is zero. QEMU's rule.
+    func isPreallocated() throws(ImageChainError) -> Bool {
+        guard let reader else { return false }
+        if let known = preallocated { return known }
+        let real: UInt64
+        do throws(IOError) { real = try file.allocatedBytes() >> UInt64(reader.header.clusterBits) } catch {
+            throw .io(error)
+        }
+        var counter = ImageCheck(countingOnly: reader)
+        try run(&counter)
+        let answer = counter.clustersInUse >= max(real * 10 / 9, real + 2)
+        preallocated = answer
+        return answer
+    }
+
+    /// Performs a check's reads.
+    func run(_ check: inout ImageCheck) throws(ImageChainError) {
+        var buffer = AlignedBuffer(minimumCount: 65536)
+        while true {
+            let next: ByteRange?
+            do throws(ImageError) { next = try check.next() } catch { throw .image(path: path, error) }
+            guard let range = next else { return }
+            if UInt64(buffer.count) < range.length { buffer = AlignedBuffer(minimumCount: Int(range.length)) }
+            let part = buffer.slice(0, Int(range.length))
+            do throws(IOError) { try file.read(at: range.offset, into: part) } catch { throw .io(error) }
+            do throws(ImageError) { try check.take(UnsafeRawBufferPointer(part)) } catch {
+                throw .image(path: path, error)
+            }
+        }
     }
 
     // MARK: Reading
