@@ -27,6 +27,12 @@ public enum Directory {
         return names.sorted()
     }
 
+    /// The directory that a path is in; `.` for a name alone.
+    public static func parent(of path: String) -> String {
+        guard let slash = path.lastIndex(of: "/") else { return "." }
+        return slash == path.startIndex ? "/" : String(path[..<slash])
+    }
+
     /// Whether something has this name (access(2)).
     public static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
 

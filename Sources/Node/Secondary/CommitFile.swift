@@ -12,9 +12,12 @@ final class CommitFile {
     let found: CommitSlots.Choice
     private var nextSequence: UInt64
 
-    /// Makes an empty file: nothing is committed.
-    static func create(path: String) throws(IOError) {
-        try WholeFile.write(path, [UInt8](repeating: 0, count: CommitSlots.fileLength), durable: true)
+    /// Makes an empty file: nothing is committed. It is there as a whole, or not at all.
+    static func create(in directory: String) throws(IOError) {
+        let path = "\(directory)/commit"
+        try WholeFile.write("\(path).new", [UInt8](repeating: 0, count: CommitSlots.fileLength), durable: true)
+        try Directory.rename("\(path).new", to: path)
+        try DirectFile.syncDirectory(directory)
     }
 
     init(path: String, store: Identifier) throws {

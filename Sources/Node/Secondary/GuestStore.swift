@@ -63,12 +63,14 @@ final class GuestStore {
 
     // MARK: Opening
 
-    /// Makes the folder of a guest that the store does not know.
+    /// Makes the folder of a guest that the store does not know; what an interrupted attempt left is taken over. The
+    /// commit file comes last: with it the store knows the guest.
     static func create(directory: String) throws {
         try Directory.create(directory)
         for folder in ["disks", "ram", "device", "sessions"] { try Directory.create("\(directory)/\(folder)") }
-        try CommitFile.create(path: "\(directory)/commit")
         try DirectFile.syncDirectory(directory)
+        try DirectFile.syncDirectory(Directory.parent(of: directory))
+        try CommitFile.create(in: directory)
     }
 
     /// Opens a guest's folder and makes it agree with its commit record: what came later is rolled back.
