@@ -24,6 +24,9 @@ struct Failover: AsyncParsableCommand {
     @Flag(name: .long, help: "Go on although the primary still answers.")
     var force = false
 
+    @Flag(name: .long, help: "Send all RAM to QEMU instead of having it map the cache: slower, for a QEMU that cannot.")
+    var fullStream = false
+
     @Flag(name: .long, help: "Print the report as JSON.")
     var json = false
 
@@ -38,7 +41,8 @@ struct Failover: AsyncParsableCommand {
             let report = try await StoreAccess(store: store.store, log: logging.makeLogger("colo-blk")).failover(
                 guest: guest,
                 options: FailoverOptions(
-                    dryRun: dryRun, paused: paused, force: force, qemu: qemu, extraArguments: extra))
+                    dryRun: dryRun, paused: paused, force: force, fullStream: fullStream, qemu: qemu,
+                    extraArguments: extra))
             if json {
                 print(try JSONText.encode(report))
                 return

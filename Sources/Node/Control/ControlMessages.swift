@@ -44,17 +44,20 @@ public struct FailoverOptions: Codable, Sendable {
     public var paused: Bool
     /// Go on although the primary still answers.
     public var force: Bool
+    /// Send all RAM in the restore stream rather than map it: for a QEMU that cannot map files.
+    public var fullStream: Bool
     /// The QEMU to start instead of the one that the primary ran.
     public var qemu: String?
     public var extraArguments: [String]
 
     public init(
-        dryRun: Bool = false, paused: Bool = false, force: Bool = false, qemu: String? = nil,
-        extraArguments: [String] = []
+        dryRun: Bool = false, paused: Bool = false, force: Bool = false, fullStream: Bool = false,
+        qemu: String? = nil, extraArguments: [String] = []
     ) {
         self.dryRun = dryRun
         self.paused = paused
         self.force = force
+        self.fullStream = fullStream
         self.qemu = qemu
         self.extraArguments = extraArguments
     }

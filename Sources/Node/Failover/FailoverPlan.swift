@@ -27,7 +27,7 @@ struct FailoverPlan {
         var machine = try files.machine()
         // The stream's own word for the machine: aliases such as "pc" mean another machine to another QEMU.
         machine.machine = try MachineConfiguration(parsing: files.layout.configuration).machineName
-        let mapped = try files.mappedBlocks().sorted().map { index in
+        let mapped = try (options.fullStream ? [] : files.mappedBlocks()).sorted().map { index in
             FailoverCommand.MappedBlock(
                 name: files.blocks[index].name, path: ramPath(index), size: files.blocks[index].length)
         }
@@ -50,13 +50,13 @@ struct FailoverPlan {
         }
     }
 
-    /// Starts QEMU and has it take the state out of `stream`.
+    /// Starts QEMU and has it take the state.
     func start(
-        stream: [UInt8], on eventLoop: any EventLoop, log: Logger, timeLimitSeconds: UInt64
+        state: RestoreSource, on eventLoop: any EventLoop, log: Logger, timeLimitSeconds: UInt64
     ) async throws -> GuestStarter.Started {
         let starter = GuestStarter(
             arguments: arguments, qmpSocket: qmpSocket, logPath: logPath, expectedStatus: paused ? "paused" : "running",
             timeLimitNanoseconds: timeLimitSeconds * 1_000_000_000, eventLoop: eventLoop, log: log)
-        return try await starter.start(stream: stream)
+        return try await starter.start(state: state)
     }
 }

@@ -26,14 +26,15 @@ struct GuestStarter {
     let eventLoop: any EventLoop
     let log: Logger
 
-    /// - Parameter stream: the bytes for `-incoming`; written from a thread that may block.
-    func start(stream: [UInt8]) async throws -> Started {
+    /// - Parameter state: what goes to `-incoming`; written from a thread that may block.
+    func start(state: RestoreSource) async throws -> Started {
         unlink(qmpSocket)
         let begun = MonotonicClock.now()
         let process = try await QemuProcess.launch(arguments: arguments, logPath: logPath)
         do {
             let writer = BlockingTask.run(label: "colo-blk.restore") {
-                try stream.withUnsafeBytes { try process.writeIncoming($0) }
+                defer { process.closeIncoming() }
+                try state.write(to: process)
             }
             try await waitUntilLoaded(process, since: begun)
             try await writer.value

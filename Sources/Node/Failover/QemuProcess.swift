@@ -122,11 +122,10 @@ public final class QemuProcess: Sendable {
         _ = Glibc.kill(pid, SIGKILL)
     }
 
-    /// Writes the whole stream to QEMU and closes our end. Blocks until QEMU has taken it; call it from a thread that
-    /// may block.
+    /// Writes a piece of the stream to QEMU. Blocks until QEMU has taken it; call it from a thread that may block, and
+    /// ``closeIncoming()`` behind the last piece.
     public func writeIncoming(_ bytes: UnsafeRawBufferPointer) throws {
         guard let descriptor = incoming.withLock({ $0 }) else { return }
-        defer { closeIncoming() }
         var offset = 0
         while offset < bytes.count {
             // MSG_NOSIGNAL: a QEMU that has already refused the stream must give an error, not a signal.

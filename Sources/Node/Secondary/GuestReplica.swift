@@ -271,7 +271,7 @@ actor GuestReplica {
             defer { for path in disks.values { unlink(path) } }
             let plan = try plan(.proof, disks: disks, options: FailoverOptions(paused: true))
             let started = try await plan.start(
-                stream: store.restoreStream, on: starter, log: log, timeLimitSeconds: 20)
+                state: .prebuilt(store.restoreStream), on: starter, log: log, timeLimitSeconds: 20)
             started.process.kill()
             _ = await started.process.waitForExit()
             proof = .init(verdict: .proven, epoch: epoch.rawValue, milliseconds: started.millisecondsToState)
@@ -302,6 +302,8 @@ actor GuestReplica {
         let wasPromoted = store.isPromoted
         // Checked before anything is changed: is there a checkpoint, and a command line for it?
         let plan = try plan(.failover, disks: plannedDisks(), options: options)
+        let state: RestoreSource =
+            options.fullStream ? .full(try store.fullStream()) : .prebuilt(store.restoreStream)
         isFailingOver = true
         defer { isFailingOver = false }
         if let session {
@@ -317,7 +319,8 @@ actor GuestReplica {
             if !wasPromoted { rememberCheckpoint() }
         }
         try makeActiveDisks(wasPromoted: wasPromoted)
-        let started = try await plan.start(stream: store.restoreStream, on: starter, log: log, timeLimitSeconds: 60)
+        let started = try await plan.start(
+            state: state, on: starter, log: log, timeLimitSeconds: options.fullStream ? 600 : 60)
         let running = RunningGuest(pid: started.process.pid, qmpSocket: plan.qmpSocket)
         guest = running
         try running.save(runDirectory: store.runDirectory)

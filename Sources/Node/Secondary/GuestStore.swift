@@ -336,6 +336,17 @@ final class GuestStore {
         }
     }
 
+    /// All of the checkpoint for a QEMU that maps nothing.
+    func fullStream() throws -> FullStream {
+        guard let record, let files, let ram else { throw Failed(description: "there is no checkpoint to start") }
+        return FullStream(
+            restore: try RestoreStream(
+                configuration: files.layout.configuration, ramSectionID: files.layout.ramSectionID,
+                blocks: files.blocks, mapped: []),
+            paths: files.blocks.indices.map { ram.mappedPath(block: $0) }, fresh: try files.mappedBlocks(),
+            deviceState: try readDevice(record))
+    }
+
     private func buildRestoreStream(files: SessionFiles, ram: RamStore?, device: [UInt8]) throws {
         guard let ram else { return }
         let restore = try RestoreStream(

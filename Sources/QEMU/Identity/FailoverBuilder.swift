@@ -63,7 +63,10 @@ struct FailoverBuilder {
         case "daemonize", "pidfile", "S", "incoming", "loadvm", "qmp", "qmp-pretty", "mon", "monitor", "gdb", "s",
             "D", "d", "preconfig", "qtest", "qtest-log", "enable-sync-profile":
             break
-        case "mem-path", "mem-prealloc":
+        case "mem-path":
+            // A file of the primary's must not be opened again; its pages are mapped, or travel in the stream.
+            break
+        case "mem-prealloc":
             if substitutions.ram.isEmpty { keep(option.name, option.value) }
         case "machine", "M": merge(machine: value)
         case "m": rewriteMemorySize(value)

@@ -133,14 +133,50 @@ public struct RestoreStream: Sendable, Equatable {
             deviceState[deviceState.count - 1] == MigrationWire.endOfFile
         else { throw .malformedDeviceState(bytes: deviceState.count) }
         out.reserveCapacity(out.count + maxByteCount(deviceState: deviceState.count))
-        out.append(contentsOf: opening)
-        out.append(MigrationWire.sectionEnd)
-        Self.append(ramSectionID, to: &out)
+        begin(into: &out)
         for index in blocks.indices where !mapped.contains(index) {
             let contents = smallBlockPages(index)
             precondition(UInt64(contents.count) == blocks[index].length, "contents of a RAM block with a wrong length")
             append(block: index, contents: contents, to: &out)
         }
+        end(deviceState: deviceState, into: &out)
+    }
+
+    // MARK: Piece by piece, for streams that are too long for memory
+
+    /// Appends everything that comes before the first page.
+    public func begin(into out: inout [UInt8]) {
+        out.append(contentsOf: opening)
+        out.append(MigrationWire.sectionEnd)
+        Self.append(ramSectionID, to: &out)
+    }
+
+    /// Appends one page, as zero when it is. Traps unless the page lies in the block.
+    ///
+    /// - Parameter isFirst: no page of this block was appended just before: then the block is named.
+    public func append(
+        block: Int, page: UInt64, contents: UnsafeRawBufferPointer, isFirst: Bool, into out: inout [UInt8]
+    ) {
+        precondition(contents.count == MigrationWire.page)
+        precondition(page < blocks[block].length / UInt64(MigrationWire.page))
+        let isZero = Self.isZero(contents)
+        let kind = isZero ? MigrationWire.flagZero : MigrationWire.flagPage
+        let same = isFirst ? 0 : MigrationWire.flagContinue
+        Self.append(page * UInt64(MigrationWire.page) | kind | same, to: &out)
+        if isFirst {
+            let name = blocks[block].name.utf8
+            out.append(UInt8(name.count))
+            out.append(contentsOf: name)
+        }
+        if isZero {
+            out.append(0)
+        } else {
+            out.append(contentsOf: contents)
+        }
+    }
+
+    /// Appends everything that comes behind the last page.
+    public func end(deviceState: UnsafeRawBufferPointer, into out: inout [UInt8]) {
         Self.append(MigrationWire.flagEnd, to: &out)
         out.append(MigrationWire.footer)
         Self.append(ramSectionID, to: &out)
@@ -160,26 +196,16 @@ public struct RestoreStream: Sendable, Equatable {
     }
 
     private func append(block index: Int, contents: UnsafeRawBufferPointer, to out: inout [UInt8]) {
-        let name = blocks[index].name
         for offset in stride(from: 0, to: contents.count, by: MigrationWire.page) {
             let page = UnsafeRawBufferPointer(rebasing: contents[offset..<offset + MigrationWire.page])
-            let isZero = Self.isZero(page)
-            let kind = isZero ? MigrationWire.flagZero : MigrationWire.flagPage
-            let same = offset > 0 ? MigrationWire.flagContinue : 0
-            Self.append(UInt64(offset) | kind | same, to: &out)
-            if offset == 0 {
-                out.append(UInt8(name.utf8.count))
-                out.append(contentsOf: name.utf8)
-            }
-            if isZero {
-                out.append(0)
-            } else {
-                out.append(contentsOf: page)
-            }
+            append(
+                block: index, page: UInt64(offset / MigrationWire.page), contents: page, isFirst: offset == 0,
+                into: &out)
         }
     }
 
-    private static func isZero(_ page: UnsafeRawBufferPointer) -> Bool {
+    /// Whether all bytes are zero; their number is a multiple of 8.
+    public static func isZero(_ page: UnsafeRawBufferPointer) -> Bool {
         for offset in stride(from: 0, to: page.count, by: 8)
         where page.loadUnaligned(fromByteOffset: offset, as: UInt64.self) != 0 {
             return false
