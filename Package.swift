@@ -27,6 +27,8 @@ let package = Package(
         .executable(name: "colo-blk", targets: ["colo-blk"]),
         // For Benchmarks and Fuzz, which are packages of their own.
         .library(name: "ColoBlkEngine", targets: ["Node", "RamCache", "NBD", "Qcow2", "QEMU", "Link", "Units"]),
+        // What reads bytes from outside, without the corridor.
+        .library(name: "ColoBlkLanguages", targets: ["NBD", "Qcow2", "QEMU", "Link", "RamCache", "Units"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),

@@ -17,7 +17,9 @@
  * expects (in RAM) must agree with what it finds (in RAM and on its disks).
  *
  * Words on the kernel command line (defaults in brackets):
- *   colo.mode=idle|mem|disk|all [idle]  which workloads run; RAM is verified and ticks are printed in every mode
+ *   colo.mode=idle|mem|disk|all|copy|build [idle]   which workloads run; RAM is verified and ticks printed in every mode
+ *   colo.copy_kib=N [4096 in copy, else 0]      copy files through the page cache, N KiB a second
+ *   colo.build_units=N [20 in build, else 0]    work as a compiler does on its data, N source files a second
  *   colo.ram_mib=N [64]                 size of the checked area
  *   colo.rate=N [4000 in mem and all, else 0]  random 64-byte lines rewritten per second
  *   colo.fullpages=N [0]                whole random pages rewritten per second
@@ -554,6 +556,102 @@ static void *net_thread(void *unused) {
     }
 }
 
+/* ---- load without checks ---------------------------------------------------------------------------------------
+ * Two workloads for what memory looks like, not for what it must be: files copied through the page cache of the root
+ * file system, and text turned into words, words into a tree of small objects, the tree into a file, as compilers do.
+ */
+static size_t text_make(char *text, size_t size, uint64_t *random) {
+    static const char *words[] = {"static", "int", "return", "struct", "buffer", "offset", "length", "const", "char *",
+                                  "while", "if (", ") {", "}\n", ";\n    ", "= ", "+ ", "->", "0x", "NULL", "sizeof"};
+    size_t used = 0;
+    while (used + 24 < size) {
+        uint64_t r = draw(random);
+        const char *w = words[r % 20];
+        used += snprintf(text + used, size - used, r & 0x700 ? "%s " : "%s name_%llu ", w, (unsigned long long)(r >> 40 & 1023));
+    }
+    return used;
+}
+
+static bool file_write(const char *path, const void *bytes, size_t count) {
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    bool good = file >= 0 && write(file, bytes, count) == (ssize_t)count;
+    if (file >= 0) close(file);
+    return good;
+}
+
+static void *copy_thread(void *argument) {
+    uint64_t rate = *(uint64_t *)argument, random = 7, n = 0, done = 0, started = now_ms();
+    enum { source_size = 4 << 20, piece = 64 << 10 };
+    char *text = malloc(source_size), *buffer = malloc(piece), path[32];
+    if (!text || !buffer || !file_write("/source", text, text_make(text, source_size, &random))) return NULL;
+    say("SELFCHECK copy kib=%llu", (unsigned long long)rate);
+    for (;; n++) {
+        snprintf(path, sizeof path, "/copy%llu", (unsigned long long)(n % 3));
+        unlink(path);
+        int from = open("/source", O_RDONLY | O_CLOEXEC), to = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        ssize_t count;
+        while (from >= 0 && to >= 0 && (count = read(from, buffer, piece)) > 0) {
+            if (write(to, buffer, count) != count) break;
+            done += count;
+            while ((now_ms() - started) * rate / 1000 < done >> 10) sleep_ms(5);
+        }
+        if (from >= 0) close(from);
+        if (to >= 0) close(to);
+    }
+}
+
+struct node {
+    struct node *next, *left, *right;
+    uint32_t hash, line, kind, length;
+    const char *name;
+};
+
+static void *build_thread(void *argument) {
+    uint64_t rate = *(uint64_t *)argument, random = 11, started = now_ms();
+    enum { text_size = 64 << 10, nodes_max = 16384, table_size = 4096 };
+    char *text = malloc(text_size), *out = malloc(2 * text_size), path[32];
+    struct node *nodes = malloc(nodes_max * sizeof *nodes), **table = malloc(table_size * sizeof *table);
+    if (!text || !out || !nodes || !table) return NULL;
+    say("SELFCHECK build units=%llu", (unsigned long long)rate);
+    for (uint64_t n = 0;; n++) {
+        while ((now_ms() - started) * rate / 1000 < n) sleep_ms(5);
+        size_t length = text_make(text, text_size, &random), used = 0, emitted = 0;
+        uint32_t line = 0;
+        memset(table, 0, table_size * sizeof *table);
+        struct node *root = NULL;
+        for (size_t at = 0; at < length && used < nodes_max;) {
+            size_t end = at;
+            uint32_t hash = 2166136261u;
+            while (end < length && text[end] != ' ' && text[end] != '\n') hash = (hash ^ text[end++]) * 16777619u;
+            struct node *node = &nodes[used++], **place = &table[hash % table_size];
+            *node = (struct node){*place, NULL, NULL, hash, line, hash & 7, end - at, text + at};
+            *place = node;
+            struct node **leaf = &root;
+            for (int depth = 0; *leaf && depth < 64; depth++) leaf = hash < (*leaf)->hash ? &(*leaf)->left : &(*leaf)->right;
+            if (!*leaf) *leaf = node;
+            for (at = end; at < length && (text[at] == ' ' || text[at] == '\n'); at++) line += text[at] == '\n';
+        }
+        for (size_t i = 0; i < used && emitted + 16 < 2 * text_size; i++) {
+            uint64_t code[2] = {nodes[i].hash * 0x9e3779b9u, nodes[i].kind << 8 | nodes[i].length};
+            memcpy(out + emitted, code, sizeof code);
+            emitted += sizeof code;
+        }
+        snprintf(path, sizeof path, "/unit%llu.o", (unsigned long long)(n % 64));
+        unlink(path);
+        if (!file_write(path, out, emitted)) say("SELFCHECK build: %s", strerror(errno));
+    }
+}
+
+static void load_start(void) {
+    static uint64_t copy, build;
+    char mode[16] = "idle";
+    word("colo.mode", mode, sizeof mode);
+    copy = number("colo.copy_kib", strcmp(mode, "copy") ? 0 : 4096);
+    build = number("colo.build_units", strcmp(mode, "build") ? 0 : 20);
+    if (copy) start(copy_thread, &copy);
+    if (build) start(build_thread, &build);
+}
+
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
 static void *tick_thread(void *unused) {
@@ -610,6 +708,7 @@ int main(void) {
     modules_load();
     start(ram_thread, NULL);
     disks_start();
+    load_start();
     if (number("colo.net", 0)) start(net_thread, NULL);
     uint64_t life = number("colo.poweroff_after", 0);
     if (life) {

@@ -1,0 +1,20 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+// libFuzzer targets; see README.md. A target's main function is libFuzzer's own.
+let fuzzer: [SwiftSetting] = [.swiftLanguageMode(.v6), .unsafeFlags(["-parse-as-library"])]
+
+func target(_ name: String) -> Target {
+    .executableTarget(
+        name: name, dependencies: [.product(name: "ColoBlkLanguages", package: "colo-blk")], swiftSettings: fuzzer)
+}
+
+let package = Package(
+    name: "colo-blk-fuzz",
+    platforms: [.macOS(.v15)],
+    dependencies: [.package(name: "colo-blk", path: "..")],
+    targets: [
+        target("FuzzMigrationStream"),
+        target("FuzzPageBatch"),
+    ]
+)
