@@ -79,6 +79,14 @@ let package = Package(
 
         // Tests.
         .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: swiftSettings),
+        // Two hosts in virtual time; and the program that runs them for hours.
+        .target(
+            name: "Simulator",
+            dependencies: ["Units", "Link", "Qcow2", "BlockReplica", "RamCache", "Checkpointer", "TestSupport"],
+            path: "Tests/Simulator", swiftSettings: swiftSettings),
+        .executableTarget(
+            name: "simulate", dependencies: ["Simulator"], path: "Tests/simulate", swiftSettings: swiftSettings),
+        test("SimulationTests", ["Simulator", "Units"]),
         test("UnitsTests", ["Units"]),
         test("AsyncIOTests", ["AsyncIO", "Units", systemPackage]),
         test("NBDTests", ["NBD", "Units"]),

@@ -29,7 +29,7 @@ public struct Program: Sendable {
         defer { try? FileManager.default.removeItem(at: folder) }
         let files = try ["output", "errors"].map { name in
             let path = folder.appending(path: name)
-            FileManager.default.createFile(atPath: path.path, contents: nil)
+            _ = FileManager.default.createFile(atPath: path.path, contents: nil)
             return (path, try FileHandle(forWritingTo: path))
         }
         process.standardOutput = files[0].1

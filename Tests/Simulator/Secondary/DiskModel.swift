@@ -1,0 +1,237 @@
+import BlockReplica
+import Qcow2
+import Units
+
+/// Stands for Node's DiskReplica and DiskRollback: performs what the pipeline and the planner decide, in their order.
+final class DiskModel {
+    let id: String
+    let folder: String
+    let size: UInt64
+    private let storage: Storage
+    private let durable: Bool
+    private let geometry: BlockGeometry
+    private(set) var pipeline = DiskPipeline()
+    private var overlays: [OverlayFile] = []
+    private(set) var garbage: [String] = []
+    private let pool: SlabPool
+    private var buffers: [Epoch: EpochBuffer] = [:]
+    /// Small, so that an epoch takes several batches.
+    private let batchBlocks = 6
+    private let old: Memory
+    private let new: Memory
+
+    private var secondary: String { "\(folder)/secondary.raw" }
+    /// For the judge: memory in use and its limit, in blocks of 4 KiB.
+    var pressure: (used: Int, limit: Int) { (pool.used, pool.capacity) }
+    var hiddenCount: Int { overlays.count }
+
+    static func create(_ id: String, size: UInt64, storage: Storage, durable: Bool) throws {
+        let path = "disks/\(id)/secondary.raw"
+        guard !storage.exists(path) else { throw StoreModel.Failed("\(path) is there already") }
+        try storage.createWhole(path, length: Int(size), writes: [], durable: durable)
+    }
+
+    init(_ id: String, storage: Storage, durable: Bool) throws {
+        self.id = id
+        folder = "disks/\(id)"
+        self.storage = storage
+        self.durable = durable
+        size = UInt64(try storage.size("\(folder)/secondary.raw"))
+        guard size > 0, size % 512 == 0 else { throw StoreModel.Failed("\(folder)/secondary.raw has \(size) bytes") }
+        geometry = BlockGeometry(diskSize: size)
+        pool = SlabPool(byteLimit: 1 << 20)
+        old = Memory(count: batchBlocks * BlockGeometry.blockSize)
+        new = Memory(count: batchBlocks * BlockGeometry.blockSize)
+        for epoch in hiddenEpochs() {
+            overlays.append(try OverlayFile.open(epoch, in: folder, size: size, storage: storage))
+        }
+        if overlays.isEmpty { try pipeline.recovered(to: .none) }
+    }
+
+    private func hiddenEpochs() -> [Epoch] {
+        storage.files(in: folder).compactMap { name -> Epoch? in
+            guard name.hasPrefix("hidden-"), name.hasSuffix(".qcow2") else { return nil }
+            return UInt64(name.dropFirst(7).dropLast(6)).map { Epoch($0) }
+        }.sorted()
+    }
+
+    // MARK: Epochs
+
+    func beginEpoch(_ epoch: Epoch, preserve: Bool) throws {
+        try pipeline.begin(epoch, preserve: preserve)
+        buffers[epoch] = EpochBuffer(geometry: geometry, pool: pool)
+    }
+
+    func write(epoch: Epoch, offset: UInt64, bytes: UnsafeRawBufferPointer) throws {
+        try pipeline.checkWrite(epoch)
+        try intoBuffer(epoch) { $0.write(at: offset, bytes) }
+    }
+
+    func writeZeroes(epoch: Epoch, range: ByteRange) throws {
+        try pipeline.checkWrite(epoch)
+        try intoBuffer(epoch) { $0.writeZeroes(range) }
+    }
+
+    private func intoBuffer(_ epoch: Epoch, _ offer: (EpochBuffer) -> Bool) throws {
+        guard let buffer = buffers[epoch] else { throw PipelineError.unknownEpoch(epoch) }
+        while !offer(buffer) {
+            guard try drain() else { throw StoreModel.Failed("\(folder): the memory for writes is used up") }
+        }
+    }
+
+    @discardableResult
+    func drain() throws -> Bool {
+        guard let open = pipeline.drainable, let buffer = buffers[open.epoch], !buffer.isEmpty else { return false }
+        try pipeline.checkWrite(open.epoch)
+        do {
+            var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: batchBlocks)
+            while true {
+                let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
+                let batch = try planner.next(
+                    isPreserved: { block in
+                        storage.mutation == .preservedTooEarly && overlay != nil || overlay?.isPreserved(block) ?? false
+                    },
+                    nextData: { try nextData($0) })
+                guard let batch else { break }
+                try perform(batch, buffer, open)
+            }
+            buffer.removeAll()
+        } catch {
+            pipeline.fail()
+            throw error
+        }
+        return true
+    }
+
+    private func nextData(_ offset: UInt64) throws -> UInt64? {
+        guard let bytes = storage.image.contents(secondary) else { return nil }
+        let found = bytes[Int(offset)...].firstIndex { $0 != 0 }
+        return found.map { max(UInt64($0) / 4096 * 4096, offset) }
+    }
+
+    private func perform(_ batch: DrainBatch, _ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
+        for run in batch.reads {
+            let range = geometry.bytes(of: run.blocks)
+            let start = old.base + run.position * BlockGeometry.blockSize
+            let whole = run.count * BlockGeometry.blockSize
+            start.initializeMemory(as: UInt8.self, repeating: 0, count: whole)
+            try storage.read(
+                secondary, at: Int(range.offset),
+                into: UnsafeMutableRawBufferPointer(start: start, count: Int(range.length)))
+        }
+        let actions = DrainPlanner.resolve(
+            batch, buffer: buffer, old: UnsafeMutableRawBufferPointer(start: old.base, count: old.count),
+            new: UnsafeMutableRawBufferPointer(start: new.base, count: new.count))
+        let isLate = storage.mutation == .preImageAfterOverwrite
+        if !isLate { try preserve(actions, open) }
+        for run in actions.writes {
+            let range = geometry.bytes(of: run.blocks)
+            let start = new.base + run.position * BlockGeometry.blockSize
+            try storage.write(
+                secondary, at: Int(range.offset),
+                Array(UnsafeRawBufferPointer(start: start, count: Int(range.length))))
+        }
+        for blocks in actions.zeroRanges {
+            let range = geometry.bytes(of: blocks)
+            try storage.zero(secondary, at: Int(range.offset), count: Int(range.length))
+        }
+        if isLate { try preserve(actions, open) }
+    }
+
+    private func preserve(_ actions: DrainActions, _ open: DiskPipeline.OpenEpoch) throws {
+        guard !actions.preImageBlocks.isEmpty || !actions.zeroPreImageBlocks.isEmpty else { return }
+        if storage.mutation == .skipPreImage { return }
+        try overlay(for: open.epoch).preserve(
+            blocks: actions.preImageBlocks, runs: actions.preImages, old: UnsafeRawPointer(old.base),
+            zeroBlocks: actions.zeroPreImageBlocks)
+    }
+
+    /// The new one is complete, then the older one names it, then something is put into it.
+    private func overlay(for epoch: Epoch) throws -> OverlayFile {
+        if let last = overlays.last, last.epoch == epoch { return last }
+        let made = try OverlayFile.create(epoch, in: folder, size: size, storage: storage, durable: durable)
+        try overlays.last?.setBackingFile(OverlayFile.name(epoch))
+        overlays.append(made)
+        return made
+    }
+
+    func isUnsealed(_ epoch: Epoch) -> Bool { pipeline.epochs.contains { $0.epoch == epoch && !$0.isSealed } }
+
+    func seal(epoch: Epoch) throws {
+        try pipeline.checkSeal(epoch)
+        try drain()
+        do {
+            if durable, ![.skipSecondarySync, .recordBeforeDataSync].contains(storage.mutation) {
+                try storage.sync(secondary)
+            }
+        } catch {
+            pipeline.fail()
+            throw error
+        }
+        try pipeline.seal(epoch)
+        buffers[epoch] = nil
+    }
+
+    /// For a planted bug only: the sync that should have been earlier.
+    func lateSync() throws { if durable { try storage.sync(secondary) } }
+
+    /// For a planted bug only: removes hidden disks whose epoch may not be committed.
+    func dropHidden(upTo epoch: Epoch) throws {
+        for overlay in overlays where overlay.epoch <= epoch { try storage.remove(overlay.path) }
+        overlays.removeAll { $0.epoch <= epoch }
+    }
+
+    func committed(_ epoch: Epoch) throws {
+        try pipeline.commit(epoch)
+        garbage += overlays.filter { $0.epoch <= epoch }.map(\.path)
+        overlays.removeAll { $0.epoch <= epoch }
+    }
+
+    func reclaim(count: Int) throws {
+        for _ in 0..<min(count, garbage.count) {
+            try storage.remove(garbage[0])
+            garbage.removeFirst()
+        }
+    }
+
+    /// The file that a guest's own overlay goes on top of, to show the checkpoint.
+    func backing(after epoch: Epoch) -> String {
+        overlays.first { $0.epoch > epoch }.map { OverlayFile.name($0.epoch) } ?? "secondary.raw"
+    }
+
+    // MARK: Recovery
+
+    func recover(committed: Epoch) throws {
+        for buffer in buffers.values { buffer.removeAll() }
+        buffers = [:]
+        garbage = []
+        overlays = []
+        pipeline.fail()
+        for name in storage.files(in: folder) where name.hasSuffix(".new") { try storage.remove("\(folder)/\(name)") }
+        let epochs = hiddenEpochs()
+        let newer = epochs.filter { $0 > committed }
+        if storage.mutation != .skipRollback {
+            let order = storage.mutation == .rollBackOldestFirst ? newer : newer.reversed()
+            for epoch in order { try rollBack(epoch) }
+        }
+        for epoch in epochs where epoch <= committed { try storage.remove("\(folder)/\(OverlayFile.name(epoch))") }
+        try pipeline.recovered(to: committed)
+    }
+
+    private func rollBack(_ epoch: Epoch) throws {
+        let overlay = try OverlayFile.open(epoch, in: folder, size: size, storage: storage)
+        let isHasty = storage.mutation == .removeHiddenBeforeSync
+        try overlay.forEachRun { run in
+            let range = geometry.bytes(of: run.guestCluster..<run.guestCluster + run.count)
+            guard let place = run.fileOffset else {
+                return try storage.zero(secondary, at: Int(range.offset), count: Int(range.length))
+            }
+            let bytes = try storage.read(overlay.path, at: Int(place), count: Int(run.count) * BlockGeometry.blockSize)
+            try storage.write(secondary, at: Int(range.offset), Array(bytes[..<Int(range.length)]))
+        }
+        if durable, !isHasty { try storage.sync(secondary) }
+        try storage.remove(overlay.path)
+        if durable { try storage.syncDirectory(folder) }
+        if isHasty { try storage.sync(secondary) }
+    }
+}

@@ -1,0 +1,66 @@
+/// Known protocol bugs that can be planted, to show that the simulator would find them. Each is a switch in the layer
+/// that performs the engine's actions; the engine itself has none.
+public enum Mutation: String, Sendable, CaseIterable {
+    /// Seal does not sync the secondary disk.
+    case skipSecondarySync
+    /// Pre-images are not synced before their blocks are overwritten.
+    case skipHiddenSync
+    /// A hidden disk's name is not synced before it is relied on.
+    case skipDirectorySync
+    /// The hidden disk's mapping is written before its data.
+    case mappingBeforeData
+    /// `received` goes out, then the record is written.
+    case acknowledgeBeforeRecord
+    /// The record is durable before what it vouches for.
+    case recordBeforeDataSync
+    /// The record is written, not synced.
+    case skipRecordSync
+    /// The record goes over the newest one instead of the older one.
+    case wrongSlot
+    /// A torn slot is believed.
+    case tornSlotAccepted
+    /// Failover keeps the generation and the role.
+    case reuseGeneration
+    /// A promoted store welcomes the old primary.
+    case acceptOldGeneration
+    /// RAM batches go straight into the cache of the last commit.
+    case applyBeforeSeal
+    /// Deltas are made against what an earlier session had sent.
+    case staleShadow
+    /// Blocks are overwritten without a pre-image.
+    case skipPreImage
+    /// The pre-image is written behind the block's new contents.
+    case preImageAfterOverwrite
+    /// Only the first of an epoch's pre-images is kept.
+    case preservedTooEarly
+    /// The seal is not compared with what arrived.
+    case dropTally
+    /// An epoch is said to be committed before the one in front of it.
+    case commitOutOfOrder
+    /// Hidden disks are rolled back oldest first.
+    case rollBackOldestFirst
+    /// Hidden disks are not rolled back.
+    case skipRollback
+    /// A hidden disk is removed before the rolled back disk is synced.
+    case removeHiddenBeforeSync
+    /// Hidden disks of an epoch are removed before its record is written.
+    case deleteHiddenBeforeRecord
+    /// Disk frames of the next epoch are taken for the one that was just closed.
+    case boundaryOffByOne
+    /// A base is written from a cache that goes on changing.
+    case staleBase
+    /// A base counts before it is synced.
+    case skipBaseSync
+    /// Files of the RAM that the last record needs are removed before the next one is written.
+    case retireTooEarly
+    /// The log is not synced at the seal.
+    case skipLogSync
+    /// The device state is not synced.
+    case skipDeviceSync
+    /// Layout and identity of a session are not synced.
+    case skipSessionSync
+    /// The guest is started before its failover is recorded.
+    case startBeforePromotion
+    /// A record whose fate is unknown is forgotten, and its epoch rolled back.
+    case forgetDoubtfulRecord
+}
