@@ -326,7 +326,7 @@ final class AgentModel: GuestSink, WireEnd {
             consumed = credit.consumedTotal
             consider()
         case .close: end("the secondary left")
-        case .loaded, .replied, .echoed: break
+        case .loaded, .replied, .echoed, .digests, .verifyRam: break
         }
     }
 
