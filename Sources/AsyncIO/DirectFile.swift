@@ -2,7 +2,8 @@ import CAio
 import Glibc
 import SystemPackage
 
-/// A regular file for data: opened with O_DIRECT where the file system has it, buffered where it has not.
+/// A regular file or a block device for data: opened with O_DIRECT where that means something, buffered where it does
+/// not: a file in tmpfs is in memory already.
 ///
 /// Transfers whose offset, length and memory are all multiples of 4 KiB go past the page cache; all others (the last
 /// block of an odd-sized disk, headers in unaligned memory) take a second, buffered descriptor of the same file, which
@@ -42,7 +43,8 @@ public final class DirectFile {
         }
         let buffered = CInt(try checked(Int64(caio_open(path, flags, 0o600)), "open", path))
         let reopen = (flags & ~(O_CREAT | O_EXCL | O_TRUNC)) | caio_O_DIRECT
-        let opened = direct ? caio_open(path, reopen, 0) : -1
+        let isMemory = caio_is_memory_file_system(buffered) != 0
+        let opened = direct && !isMemory ? caio_open(path, reopen, 0) : -1
         self.path = path
         self.observer = observer
         self.bufferedDescriptor = buffered
@@ -121,8 +123,13 @@ public final class DirectFile {
 
     // MARK: Space
 
-    /// Size in bytes (fstat(2)).
+    /// Whether it is a block device, whose size does not change.
+    public var isBlockDevice: Bool { caio_block_device_size(bufferedDescriptor) != -Int64(ENOTBLK) }
+
+    /// Size in bytes (fstat(2); ioctl(2) with BLKGETSIZE64 of a block device).
     public func size() throws(IOError) -> UInt64 {
+        let device = caio_block_device_size(bufferedDescriptor)
+        if device != -Int64(ENOTBLK) { return UInt64(try checked(device, "BLKGETSIZE64", path)) }
         var status = stat()
         guard fstat(bufferedDescriptor, &status) == 0 else {
             throw IOError(operation: "fstat", path: path, errno: Errno(rawValue: Glibc.errno))
@@ -130,8 +137,9 @@ public final class DirectFile {
         return UInt64(status.st_size)
     }
 
-    /// Bytes that the file occupies on its file system, holes left out (fstat(2)).
+    /// Bytes that the file occupies on its file system, holes left out (fstat(2)); all of a block device.
     public func allocatedBytes() throws(IOError) -> UInt64 {
+        if isBlockDevice { return try size() }
         var status = stat()
         guard fstat(bufferedDescriptor, &status) == 0 else {
             throw IOError(operation: "fstat", path: path, errno: Errno(rawValue: Glibc.errno))

@@ -7,10 +7,12 @@
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 const int caio_O_DIRECT = O_DIRECT;
@@ -54,6 +56,19 @@ int caio_clone(int target, int source) { RETRY(int, ioctl(target, FICLONE, sourc
 
 // close(2) must not be retried on Linux: the descriptor is gone even when it reports EINTR.
 void caio_close(int descriptor) { (void)close(descriptor); }
+
+int caio_is_memory_file_system(int descriptor) {
+    struct statfs status;
+    return fstatfs(descriptor, &status) == 0 && status.f_type == 0x01021994;
+}
+
+int64_t caio_block_device_size(int descriptor) {
+    struct stat status;
+    if (fstat(descriptor, &status) < 0) return -errno;
+    if (!S_ISBLK(status.st_mode)) return -ENOTBLK;
+    uint64_t size = 0;
+    return ioctl(descriptor, BLKGETSIZE64, &size) < 0 ? -errno : (int64_t)size;
+}
 
 int64_t caio_pread(int descriptor, void *buffer, size_t length, int64_t offset) {
     RETRY(int64_t, pread(descriptor, buffer, length, (off_t)offset));

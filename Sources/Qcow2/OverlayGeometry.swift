@@ -36,13 +36,20 @@ struct OverlayGeometry: Equatable, Sendable {
         UInt64(refcountTableClusters) * UInt64(entriesPerCluster) * UInt64(clustersPerRefcountBlock)
     }
 
+    /// Bytes that a hidden disk maps together: 4 KiB, or a cluster where clusters are larger.
+    var unit: Int { max(Int(clusterSize), Sizes.page) }
+    var clustersPerUnit: Int { unit >> clusterBits }
+    var unitsPerTable: Int { entriesPerCluster / clustersPerUnit }
+    /// Units of the guest's disk; the last may be partial.
+    var guestUnits: UInt64 { (virtualSize - 1) / UInt64(unit) + 1 }
+
     /// The largest disk that an overlay of this cluster size describes, in bytes: QEMU opens L1 tables of 32 MiB.
     static func largestDisk(clusterBits: Int) -> UInt64 {
         UInt64(Qcow2Header.maximumL1Bytes / 8) << UInt64(2 * clusterBits - 3)
     }
 
     init(virtualSize: UInt64, clusterBits: Int) throws(Qcow2Error) {
-        precondition((12...21).contains(clusterBits))
+        precondition((9...21).contains(clusterBits))
         guard virtualSize > 0, virtualSize % UInt64(Sizes.sector) == 0 else { throw .badDiskSize(virtualSize) }
         let limit = Self.largestDisk(clusterBits: clusterBits)
         guard virtualSize <= limit else { throw .diskTooLarge(size: virtualSize, limit: limit) }
@@ -54,7 +61,8 @@ struct OverlayGeometry: Equatable, Sendable {
         let tables = (clusters - 1) / perTable + 1
         let l1Clusters = (tables - 1) / perTable + 1
         // One cluster in `perRefcountBlock` is a refcount block; the division below is rounded up generously.
-        let withoutRefcounts = 1 + clusters + tables + l1Clusters
+        // Clusters of less than 4 KiB may leave gaps between batches, of less than 4 KiB each.
+        let withoutRefcounts = 1 + (bits < 12 ? 2 * clusters : clusters) + tables + l1Clusters
         let blocks = withoutRefcounts / (perRefcountBlock - 1) + 2
         let wantedTable = blocks / perTable + 1
         let largestTable = UInt64(Qcow2Header.maximumRefcountTableBytes) >> bits
@@ -79,7 +87,7 @@ struct OverlayGeometry: Equatable, Sendable {
 
     /// The bytes of a fresh overlay; all that is not named is zero.
     func initialWrites(backingFile: String, backingFormat: BackingFormat) throws(Qcow2Error) -> [FileWrite] {
-        var list = FileWriteList()
+        var list = FileWrites()
         for block in 0..<initialRefcountBlocks {
             let place = refcountTableOffset + UInt64(block) * 8
             list.append(at: place, bigEndian: (refcountBlocksStart + UInt64(block)) * clusterSize)
@@ -88,7 +96,7 @@ struct OverlayGeometry: Equatable, Sendable {
             list.append(at: refcountBlocksStart * clusterSize + cluster * 2, bigEndian: UInt16(1))
         }
         let header = try header(backingFile: backingFile, backingFormat: backingFormat).encoded()
-        return [FileWrite(offset: 0, bytes: header)] + list.writes
+        return [FileWrite(offset: 0, bytes: header)] + list.separate
     }
 }
 

@@ -1,88 +1,87 @@
 import Units
 
-/// Where the clusters of one batch go, and the metadata that makes them part of the image.
+/// Where one batch of pre-images goes, and the metadata that makes them part of the image. Kept from batch to batch, so
+/// that its memory is not taken anew.
 ///
-/// Crash order: the clusters' data at ``dataOffset`` and ``refcountWrites``, in order, are durable before the first of
+/// Crash order: the data at ``dataOffset`` and ``refcountWrites``, in order, are durable before the first of
 /// ``mappingWrites`` is written, in order. Whatever a crash leaves, QEMU opens the image with the right contents, and
 /// leaked clusters are its only flaw.
-public struct OverlayAllocation: Equatable, Sendable {
-    /// Guest clusters with data, rising.
-    public let dataClusters: [UInt64]
-    /// Guest clusters that are all zero, rising; they take no space.
-    public let zeroClusters: [UInt64]
-    /// Place of the first data cluster in the file; the others follow it without a gap. Meaningless without data.
-    public let dataOffset: UInt64
+public struct OverlayGrowth: Equatable, Sendable {
+    /// Place of the first unit of data in the file, a multiple of 4096; the others follow it without a gap. Meaningless
+    /// without data.
+    public internal(set) var dataOffset: UInt64 = 0
     /// Length that the file must have before anything of this is written, in bytes.
-    public let fileLength: UInt64
-    public let refcountWrites: [FileWrite]
-    public let mappingWrites: [FileWrite]
-    /// New L2 tables: index in the L1 table, place in the file.
-    let newTables: [(index: Int, offset: UInt64)]
+    public internal(set) var fileLength: UInt64 = 0
+    public internal(set) var refcountWrites = FileWrites()
+    public internal(set) var mappingWrites = FileWrites()
 
-    public static func == (lhs: OverlayAllocation, rhs: OverlayAllocation) -> Bool {
-        lhs.dataClusters == rhs.dataClusters && lhs.zeroClusters == rhs.zeroClusters
-            && lhs.dataOffset == rhs.dataOffset && lhs.fileLength == rhs.fileLength
-            && lhs.refcountWrites == rhs.refcountWrites && lhs.mappingWrites == rhs.mappingWrites
-    }
+    public init() {}
 }
 
-/// Plans the growth of an overlay that only ever gains clusters: qcow2 version 3, clusters of 4 KiB, refcounts of
-/// 16 bits, everything allocated from the front to the back, nothing ever freed or moved.
+/// Plans the growth of an overlay that only ever gains contents: qcow2 version 3, refcounts of 16 bits, everything
+/// allocated from the front to the back, nothing ever freed or moved.
 ///
-/// It does no I/O. ``plan(data:zeroes:)`` changes nothing; ``apply(_:)`` is called when all of the plan has been
-/// written. When a write failed, the file and this value may disagree: throw both away.
+/// It maps units of 4 KiB, whatever the cluster size below that, so that a block's pre-image costs a block; where
+/// clusters are larger than 4 KiB a unit is a cluster. Within the file a unit lies in one piece. It does no I/O.
 public struct OverlayWriter: Sendable {
-    /// log2 of the cluster size.
-    public static let clusterBits = 12
-    /// The largest disk in bytes: 8 TiB.
-    public static let largestDisk = OverlayGeometry.largestDisk(clusterBits: clusterBits)
+    /// The largest disk in bytes: 128 TiB.
+    public static let largestDisk = OverlayGeometry.largestDisk(clusterBits: 14)
+
+    /// log2 of the cluster size for a disk of this size in bytes, 9 to 14. Small clusters have small tables, of which a
+    /// sparse epoch needs many; but they need a large L1 table, which QEMU reads as a whole.
+    public static func clusterBits(forDiskOf size: UInt64) -> Int {
+        for bits in 9..<12 where size <= OverlayGeometry.largestDisk(clusterBits: bits) / 4 { return bits }
+        for bits in 12..<14 where size <= OverlayGeometry.largestDisk(clusterBits: bits) { return bits }
+        return 14
+    }
 
     private let geometry: OverlayGeometry
     /// The image's header as it should be in the file.
     public private(set) var header: Qcow2Header
-    /// The next free cluster of the file.
-    private var nextCluster: UInt64
+    private var map: OverlayMap
+    /// First byte of the file that is not in use.
+    private var nextByte: UInt64
     /// Refcount blocks that exist.
-    private var refcountBlocks: Int
-    /// Places of the refcount blocks that may still change: the last one.
-    private var lastRefcountBlockOffset: UInt64
-    /// L1 index to position in the two arrays below.
-    private var tables: [Int: Int] = [:]
-    private var tableOffsets: [UInt64] = []
-    /// Eight words of 64 bits for each L2 table: which of its 512 clusters are mapped.
-    private var tableBits: [UInt64] = []
-    /// Guest clusters that are mapped.
-    public private(set) var mappedClusters: UInt64 = 0
+    private var refcountBlocks: UInt64
+    /// Place of the last refcount block, the only one that may still change.
+    private var lastRefcountBlock: UInt64
+    /// Units that are mapped.
+    public private(set) var mappedUnits: UInt64 = 0
 
     /// - Parameters:
     ///   - virtualSize: size of the disk in bytes, a multiple of 512.
-    ///   - backingFile: the file below, relative to the overlay's directory.
-    public init(virtualSize: UInt64, backingFile: String, backingFormat: BackingFormat) throws(Qcow2Error) {
-        geometry = try OverlayGeometry(virtualSize: virtualSize, clusterBits: Self.clusterBits)
+    ///   - backingFile: the file below, relative to the overlay's directory; at most 256 bytes.
+    ///   - clusterBits: log2 of the cluster size, 9 to 16; nil chooses what fits the disk.
+    public init(
+        virtualSize: UInt64, backingFile: String, backingFormat: BackingFormat, clusterBits: Int? = nil
+    ) throws(Qcow2Error) {
+        let bits = clusterBits ?? Self.clusterBits(forDiskOf: virtualSize)
+        precondition((9...16).contains(bits))
+        geometry = try OverlayGeometry(virtualSize: virtualSize, clusterBits: bits)
         header = geometry.header(backingFile: backingFile, backingFormat: backingFormat)
         _ = try header.encoded()
-        nextCluster = geometry.fixedClusters
-        refcountBlocks = geometry.initialRefcountBlocks
-        lastRefcountBlockOffset =
-            (geometry.refcountBlocksStart + UInt64(geometry.initialRefcountBlocks - 1)) * geometry.clusterSize
+        map = OverlayMap(units: geometry.guestUnits, unitsPerTable: geometry.unitsPerTable)
+        nextByte = geometry.fixedClusters * geometry.clusterSize
+        refcountBlocks = UInt64(geometry.initialRefcountBlocks)
+        lastRefcountBlock = (geometry.refcountBlocksStart + refcountBlocks - 1) * geometry.clusterSize
     }
 
     /// What makes an empty file of ``fileLength`` bytes the empty overlay.
     public func initialWrites() throws(Qcow2Error) -> [FileWrite] {
-        precondition(nextCluster == geometry.fixedClusters, "initial writes are for an empty overlay")
+        precondition(mappedUnits == 0, "initial writes are for an empty overlay")
         return try geometry.initialWrites(
             backingFile: header.backingFile, backingFormat: header.backingFormat ?? .raw)
     }
 
     /// Length of the file in bytes, as far as it is in use.
-    public var fileLength: UInt64 { nextCluster * geometry.clusterSize }
+    public var fileLength: UInt64 { nextByte }
 
-    /// Whether the overlay has contents of its own for this cluster of the disk.
-    public func contains(guestCluster: UInt64) -> Bool {
-        guard let slot = tables[Int(guestCluster >> 9)] else { return false }
-        let bit = Int(guestCluster & 511)
-        return tableBits[slot * 8 + bit >> 6] & 1 << UInt64(bit & 63) != 0
-    }
+    /// Bytes of the disk that are mapped together: 4096, more on disks of more than 8 TiB.
+    public var unit: Int { geometry.unit }
+
+    /// Whether the overlay has contents of its own for this unit of the disk.
+    @inline(__always)
+    public func contains(_ unit: UInt64) -> Bool { map.contains(unit) }
 
     /// Names another file below; returns the one write that does it, which lies within one sector for names of at most
     /// 256 bytes.
@@ -95,117 +94,140 @@ public struct OverlayWriter: Sendable {
         return FileWrite(offset: 0, bytes: bytes)
     }
 
-    /// Plans to map more clusters. Both lists rise, share nothing, and hold no cluster that is mapped already; anything
-    /// else traps. Throws when the file would outgrow its refcount table.
-    public func plan(data: [UInt64], zeroes: [UInt64]) throws(Qcow2Error) -> OverlayAllocation {
-        let newTables = placeTables(data, zeroes)
-        let dataStart = nextCluster + UInt64(newTables.count)
-        let dataEnd = dataStart + UInt64(data.count)
-        // Refcount blocks go behind the data and count themselves too.
+    /// Maps more units, and says in `growth` what must be written for it. Both lists rise, share nothing, and hold no
+    /// unit that is mapped already; anything else traps. Throws, with nothing changed, when the file would outgrow its
+    /// refcount table. When a write fails, the file and this value disagree: throw both away.
+    public mutating func extend(
+        data: [UInt64], zeroes: [UInt64], _ growth: inout OverlayGrowth
+    ) throws(Qcow2Error) {
+        let cluster = geometry.clusterSize
+        let page = UInt64(Sizes.page)
+        let dataStart = data.isEmpty ? nextByte : (nextByte + page - 1) / page * page
+        let tablesStart = dataStart + UInt64(data.count * geometry.unit)
+        let newTables = countNewTables(data, zeroes)
+        let used = tablesStart / cluster + newTables
+        // Refcount blocks go behind the rest and count themselves too.
         let perBlock = UInt64(geometry.clustersPerRefcountBlock)
-        var blocks = UInt64(refcountBlocks)
-        while blocks * perBlock < dataEnd + (blocks - UInt64(refcountBlocks)) { blocks += 1 }
-        let end = dataEnd + (blocks - UInt64(refcountBlocks))
+        var blocks = refcountBlocks
+        while blocks * perBlock < used + (blocks - refcountBlocks) { blocks += 1 }
+        let end = used + (blocks - refcountBlocks)
         guard end <= geometry.fileClusterLimit else {
             throw .imageFull(clusters: end, limit: geometry.fileClusterLimit)
         }
-        return OverlayAllocation(
-            dataClusters: data, zeroClusters: zeroes, dataOffset: dataStart * geometry.clusterSize,
-            fileLength: end * geometry.clusterSize,
-            refcountWrites: refcountWrites(from: nextCluster, to: end, newBlocksAt: dataEnd),
-            mappingWrites: mappingWrites(data, zeroes, newTables, dataStart), newTables: newTables)
+        growth.dataOffset = dataStart
+        growth.fileLength = end * cluster
+        growth.refcountWrites.removeAll()
+        growth.mappingWrites.removeAll()
+        // What the last unit of an odd-sized disk does not have stays free.
+        let hasLast = data.last == geometry.guestUnits - 1
+        let beyond = hasLast ? geometry.guestUnits * UInt64(geometry.clustersPerUnit) - geometry.guestClusters : 0
+        countClusters(
+            dataStart / cluster..<end, but: (tablesStart / cluster - beyond)..<tablesStart / cluster,
+            newBlocksAt: used, count: blocks - refcountBlocks, &growth.refcountWrites)
+        mapUnits(data, zeroes, dataStart: dataStart, tablesStart: tablesStart, newTables, &growth.mappingWrites)
+        mappedUnits += UInt64(data.count + zeroes.count)
+        if blocks > refcountBlocks { lastRefcountBlock = (end - 1) * cluster }
+        refcountBlocks = blocks
+        nextByte = end * cluster
     }
 
-    /// Takes over a plan that has been written.
-    public mutating func apply(_ allocation: OverlayAllocation) {
-        for table in allocation.newTables {
-            tables[table.index] = tableOffsets.count
-            tableOffsets.append(table.offset)
-            tableBits.append(contentsOf: repeatElement(0, count: 8))
+    // MARK: Parts
+
+    private func countNewTables(_ data: [UInt64], _ zeroes: [UInt64]) -> UInt64 {
+        var count: UInt64 = 0
+        var last = UInt64.max
+        MergedUnits(data, zeroes).forEach { unit, _ in
+            precondition(unit < geometry.guestUnits, "a unit behind the end of the disk")
+            let table = map.table(of: unit)
+            if table != last, map.tableOffset(table) == 0 { count += 1 }
+            last = table
         }
-        for cluster in allocation.dataClusters { insert(cluster) }
-        for cluster in allocation.zeroClusters { insert(cluster) }
-        mappedClusters += UInt64(allocation.dataClusters.count + allocation.zeroClusters.count)
-        let end = allocation.fileLength / geometry.clusterSize
-        let perBlock = geometry.clustersPerRefcountBlock
-        let dataEnd = allocation.dataOffset / geometry.clusterSize + UInt64(allocation.dataClusters.count)
-        refcountBlocks += Int(end - dataEnd)
-        if end > dataEnd { lastRefcountBlockOffset = (end - 1) * geometry.clusterSize }
-        precondition(UInt64(refcountBlocks * perBlock) >= end)
-        nextCluster = end
+        return count
     }
 
-    private mutating func insert(_ cluster: UInt64) {
-        let bit = Int(cluster & 511)
-        guard let slot = tables[Int(cluster >> 9)] else { preconditionFailure("a cluster without its table") }
-        tableBits[slot * 8 + bit >> 6] |= 1 << UInt64(bit & 63)
-    }
-
-    // MARK: Plans
-
-    /// New L2 tables for both lists, at the front of the new space.
-    private func placeTables(_ data: [UInt64], _ zeroes: [UInt64]) -> [(index: Int, offset: UInt64)] {
-        var placed: [(index: Int, offset: UInt64)] = []
-        MergedClusters(data, zeroes).forEach { cluster, _ in
-            precondition(cluster < geometry.guestClusters, "a cluster behind the end of the disk")
-            precondition(!contains(guestCluster: cluster), "a cluster that is mapped already")
-            let index = Int(cluster >> 9)
-            guard placed.last?.index != index, tables[index] == nil else { return }
-            placed.append((index, (nextCluster + UInt64(placed.count)) * geometry.clusterSize))
-        }
-        return placed
-    }
-
-    /// First the blocks' contents, then the table entries that make new blocks count.
-    private func refcountWrites(from start: UInt64, to end: UInt64, newBlocksAt first: UInt64) -> [FileWrite] {
+    /// First the blocks' contents, then the table entries that make new blocks count. New blocks lie side by side and
+    /// count clusters that do, so that all their counts are one write.
+    private func countClusters(
+        _ clusters: Range<UInt64>, but unused: Range<UInt64>, newBlocksAt first: UInt64, count: UInt64,
+        _ writes: inout FileWrites
+    ) {
         let perBlock = UInt64(geometry.clustersPerRefcountBlock)
-        var contents = FileWriteList()
-        for cluster in start..<end {
-            let block = cluster / perBlock
-            let base =
-                block < UInt64(refcountBlocks)
-                ? lastRefcountBlockOffset : (first + block - UInt64(refcountBlocks)) * geometry.clusterSize
-            contents.append(at: base + cluster % perBlock * 2, bigEndian: UInt16(1))
+        let boundary = max(clusters.lowerBound, min(refcountBlocks * perBlock, clusters.upperBound))
+        func fill(_ part: Range<UInt64>, at place: UInt64) {
+            guard !part.isEmpty else { return }
+            let start = writes.appendZeroes(at: place, count: part.count * 2)
+            for (index, cluster) in part.enumerated() where !unused.contains(cluster) {
+                writes.store(bigEndian: UInt16(1), at: start + index * 2)
+            }
         }
-        var entries = FileWriteList()
-        for cluster in first..<end {
-            let block = UInt64(refcountBlocks) + cluster - first
-            entries.append(at: geometry.refcountTableOffset + block * 8, bigEndian: cluster * geometry.clusterSize)
+        fill(clusters.lowerBound..<boundary, at: lastRefcountBlock + clusters.lowerBound % perBlock * 2)
+        guard count > 0 else { return }
+        let within = boundary - refcountBlocks * perBlock
+        fill(boundary..<clusters.upperBound, at: first * geometry.clusterSize + within * 2)
+        for index in 0..<count {
+            writes.append(
+                at: geometry.refcountTableOffset + (refcountBlocks + index) * 8,
+                bigEndian: (first + index) * geometry.clusterSize)
         }
-        return contents.writes + entries.writes
     }
 
     /// First the L2 entries, then the L1 entries that make new tables count.
-    private func mappingWrites(
-        _ data: [UInt64], _ zeroes: [UInt64], _ newTables: [(index: Int, offset: UInt64)], _ dataStart: UInt64
-    ) -> [FileWrite] {
-        var entries = FileWriteList()
-        var dataCluster = dataStart
-        var nextNew = 0
-        MergedClusters(data, zeroes).forEach { cluster, isZero in
-            let index = Int(cluster >> 9)
-            while nextNew < newTables.count, newTables[nextNew].index < index { nextNew += 1 }
-            let base: UInt64
-            if let slot = tables[index] {
-                base = tableOffsets[slot]
-            } else {
-                base = newTables[nextNew].offset
+    private mutating func mapUnits(
+        _ data: [UInt64], _ zeroes: [UInt64], dataStart: UInt64, tablesStart: UInt64, _ newTables: UInt64,
+        _ writes: inout FileWrites
+    ) {
+        let cluster = geometry.clusterSize
+        let perUnit = geometry.clustersPerUnit
+        let entryBytes = perUnit * 8
+        // New tables are written as a whole, all in one.
+        let fresh =
+            newTables > 0 ? writes.appendZeroes(at: tablesStart, count: Int(newTables * cluster)) : 0
+        var nextTable = tablesStart
+        var nextData = dataStart
+        MergedUnits(data, zeroes).forEach { unit, isZero in
+            let table = map.table(of: unit)
+            if map.tableOffset(table) == 0 {
+                map.setTable(table, offset: nextTable)
+                nextTable += cluster
             }
-            let value = isZero ? OverlayEntry.zeroFlag : dataCluster * geometry.clusterSize | OverlayEntry.copiedFlag
-            if !isZero { dataCluster += 1 }
-            entries.append(at: base + (cluster & 511) * 8, bigEndian: value)
+            let place = map.tableOffset(table)
+            let within = Int(unit % UInt64(geometry.unitsPerTable)) * entryBytes
+            let start =
+                place >= tablesStart
+                ? fresh + Int(place - tablesStart) + within
+                : writes.appendZeroes(at: place + UInt64(within), count: entryBytes)
+            let existing = min(UInt64(perUnit), geometry.guestClusters - unit * UInt64(perUnit))
+            for index in 0..<existing {
+                let value =
+                    isZero ? OverlayEntry.zeroFlag : (nextData + index * cluster) | OverlayEntry.copiedFlag
+                writes.store(bigEndian: value, at: start + Int(index) * 8)
+            }
+            if !isZero { nextData += UInt64(geometry.unit) }
+            precondition(map.insert(unit), "a unit that is mapped already")
         }
-        var links = FileWriteList()
-        for table in newTables {
-            links.append(
-                at: geometry.l1Offset + UInt64(table.index) * 8, bigEndian: table.offset | OverlayEntry.copiedFlag)
+        linkTables(data, zeroes, from: tablesStart, &writes)
+    }
+
+    /// L1 entries of new tables; short gaps between them are written as they are, which saves many small writes.
+    private func linkTables(_ data: [UInt64], _ zeroes: [UInt64], from start: UInt64, _ writes: inout FileWrites) {
+        var next = UInt64.max
+        MergedUnits(data, zeroes).forEach { unit, _ in
+            let table = map.table(of: unit)
+            guard map.tableOffset(table) >= start, next == UInt64.max || table >= next else { return }
+            let first = next != UInt64.max && table - next <= 64 ? next : table
+            for entry in first...table {
+                let offset = map.tableOffset(entry)
+                writes.append(
+                    at: geometry.l1Offset + entry * 8,
+                    bigEndian: offset == 0 ? offset : offset | OverlayEntry.copiedFlag)
+            }
+            next = table + 1
         }
-        return entries.writes + links.writes
     }
 }
 
-/// Two rising lists of clusters walked as one.
-private struct MergedClusters {
+/// Two rising lists of units walked as one.
+private struct MergedUnits {
     let data: [UInt64]
     let zeroes: [UInt64]
 
@@ -214,17 +236,18 @@ private struct MergedClusters {
         self.zeroes = zeroes
     }
 
-    func forEach(_ body: (_ cluster: UInt64, _ isZero: Bool) -> Void) {
+    @inline(__always)
+    func forEach(_ body: (_ unit: UInt64, _ isZero: Bool) -> Void) {
         var dataIndex = 0
         var zeroIndex = 0
-        var previous: UInt64? = nil
+        var lowest: UInt64 = 0
         while dataIndex < data.count || zeroIndex < zeroes.count {
             let isZero = dataIndex == data.count || (zeroIndex < zeroes.count && zeroes[zeroIndex] < data[dataIndex])
-            let cluster = isZero ? zeroes[zeroIndex] : data[dataIndex]
+            let unit = isZero ? zeroes[zeroIndex] : data[dataIndex]
             if isZero { zeroIndex += 1 } else { dataIndex += 1 }
-            precondition(previous.map { $0 < cluster } ?? true, "clusters must rise")
-            previous = cluster
-            body(cluster, isZero)
+            precondition(unit >= lowest, "units must rise")
+            lowest = unit + 1
+            body(unit, isZero)
         }
     }
 }

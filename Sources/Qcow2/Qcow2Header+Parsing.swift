@@ -7,17 +7,19 @@ extension Qcow2Header {
         guard bytes.count >= Self.length else {
             throw .truncated(what: "the header", needed: Self.length, available: bytes.count)
         }
-        let fields = Fields(bytes: bytes)
+        var fields = Fields(bytes: bytes)
         let magic = fields.u32(0)
         guard magic == Self.magic else { throw .notQcow2(magic: magic) }
         guard fields.u32(4) == 3 else { throw .unsupportedVersion(fields.u32(4)) }
         try Self.refuseFeatures(fields)
 
         let bits = Int(fields.u32(20))
-        guard (12...21).contains(bits) else {
-            throw .badField(name: "cluster_bits", value: UInt64(bits), allowed: "12 to 21")
+        guard (9...21).contains(bits) else {
+            throw .badField(name: "cluster_bits", value: UInt64(bits), allowed: "9 to 21")
         }
         let cluster = UInt64(1) << UInt64(bits)
+        // All of the header lies in the first cluster.
+        fields = Fields(bytes: UnsafeRawBufferPointer(rebasing: bytes.prefix(Int(cluster))))
         let size = fields.u64(24)
         guard size > 0, size % UInt64(Sizes.sector) == 0 else { throw .badDiskSize(size) }
         let bytesPerTable = cluster / 8 * cluster

@@ -9,7 +9,8 @@ public enum BackingFormat: String, Sendable, Equatable {
 /// The header of a qcow2 version 3 image (QEMU's docs/interop/qcow2.txt): 104 bytes, the backing format as a header
 /// extension, and the backing file's name in a fixed area.
 ///
-/// All of it lies in the first 512 bytes when the name has at most 256, so that changing the name is one sector.
+/// All of it lies in the first 512 bytes when the name has at most 256, so that changing the name is one sector. With
+/// clusters of less than 4 KiB all of it lies in the first cluster.
 public struct Qcow2Header: Equatable, Sendable {
     static let magic: UInt32 = 0x5146_49FB
     static let length = 104
@@ -17,7 +18,7 @@ public struct Qcow2Header: Equatable, Sendable {
     static let nameOffset = 256
     /// The longest backing file name in bytes of UTF-8; QEMU takes no more.
     public static let maximumNameLength = 1023
-    /// Bytes that ``encoded()`` returns and ``init(parsing:)`` needs.
+    /// Bytes that ``encoded()`` returns at most and ``init(parsing:)`` needs.
     public static let encodedLength = 4096
     /// The largest L1 table that QEMU opens, in bytes.
     static let maximumL1Bytes = 32 << 20
@@ -26,7 +27,7 @@ public struct Qcow2Header: Equatable, Sendable {
 
     /// Size of the guest's disk in bytes.
     public var virtualSize: UInt64
-    /// log2 of the cluster size: 12 (4 KiB) to 21 (2 MiB).
+    /// log2 of the cluster size: 9 (512 bytes) to 21 (2 MiB).
     public var clusterBits: Int
     /// Entries of the L1 table.
     public var l1Entries: Int
@@ -44,12 +45,13 @@ public struct Qcow2Header: Equatable, Sendable {
     /// Cluster size in bytes.
     public var clusterSize: Int { 1 << clusterBits }
 
-    /// The header as the first 4096 bytes of the file. Throws when the name is too long.
+    /// The header as the first 4096 bytes of the file, or as its first cluster when that is smaller. Throws when the
+    /// name is too long.
     public func encoded() throws(Qcow2Error) -> [UInt8] {
         let name = Array(backingFile.utf8)
-        guard name.count <= Self.maximumNameLength else {
-            throw .backingNameTooLong(bytes: name.count, limit: Self.maximumNameLength)
-        }
+        let length = min(Self.encodedLength, clusterSize)
+        let limit = min(Self.maximumNameLength, length - Self.nameOffset)
+        guard name.count <= limit else { throw .backingNameTooLong(bytes: name.count, limit: limit) }
         var writer = ByteWriter(reservingCapacity: Self.encodedLength)
         writer.write(Self.magic)
         writer.write(UInt32(3))
@@ -75,7 +77,7 @@ public struct Qcow2Header: Equatable, Sendable {
         }
         writer.writeZeroes(Self.nameOffset - writer.count)  // the first eight of these end the extensions
         writer.write(bytes: name)
-        writer.writeZeroes(Self.encodedLength - writer.count)
+        writer.writeZeroes(length - writer.count)
         return writer.bytes
     }
 }

@@ -1,19 +1,7 @@
 import BlockReplica
+import TestSupport
 import Testing
 import Units
-
-/// SplitMix64: small, seeded, the same everywhere.
-private struct SplitMix64: RandomNumberGenerator {
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var value = state
-        value = (value ^ value >> 30) &* 0xBF58_476D_1CE4_E5B9
-        value = (value ^ value >> 27) &* 0x94D0_49BB_1331_11EB
-        return value ^ value >> 31
-    }
-}
 
 /// A disk in memory, with the hidden disk of one epoch, on which drains are performed.
 private struct MemoryDisk {
@@ -33,27 +21,33 @@ private struct MemoryDisk {
         bytes.replaceSubrange(start..<start + count, with: contents.prefix(count))
     }
 
+    /// First stretch of bytes at or behind an offset that is not all zero, as far as blocks tell.
+    func data(at offset: UInt64) -> Range<UInt64>? {
+        let size = UInt64(bytes.count)
+        func isHole(_ block: UInt64) -> Bool { self.block(block).allSatisfy { $0 == 0 } }
+        var first = offset / 4096
+        while first * 4096 < size, isHole(first) { first += 1 }
+        guard first * 4096 < size else { return nil }
+        var last = first
+        while last * 4096 < size, !isHole(last) { last += 1 }
+        return max(first * 4096, offset)..<last * 4096
+    }
+
     /// Drains the buffer; returns how many blocks were written, preserved and left out.
     mutating func drain(_ buffer: EpochBuffer, preserve: Bool, capacity: Int) -> (
         written: Int, preserved: Int, left: Int
     ) {
+        buffer.freeze()
         var planner = DrainPlanner(buffer: buffer, preserve: preserve, capacity: capacity)
+        let batch = DrainBatch(capacity: capacity)
         var counts = (written: 0, preserved: 0, left: 0)
         while true {
             let (hidden, disk) = (self.hidden, self)
-            let size = UInt64(bytes.count)
-            let batch = planner.next(
-                isPreserved: { hidden[$0] != nil },
-                nextData: { offset in
-                    var block = offset / 4096
-                    while block * 4096 < size, disk.block(block).allSatisfy({ $0 == 0 }) { block += 1 }
-                    return block * 4096 < size ? max(block * 4096, offset) : nil
-                })
-            guard let batch else { break }
-            precondition(batch.entries.count <= capacity)
+            planner.next(into: batch, isPreserved: { hidden[$0] != nil }, data: { disk.data(at: $0) })
+            if batch.isEmpty { break }
+            precondition(batch.count <= capacity)
             perform(batch, buffer, &counts)
         }
-        counts.left += Int(planner.unchanged)
         buffer.removeAll()
         return counts
     }
@@ -61,20 +55,16 @@ private struct MemoryDisk {
     private mutating func perform(
         _ batch: DrainBatch, _ buffer: EpochBuffer, _ counts: inout (written: Int, preserved: Int, left: Int)
     ) {
-        let count = max(batch.entries.count, 1) * 4096
-        var old = [UInt8](repeating: 0xEE, count: count)
-        var new = [UInt8](repeating: 0xDD, count: count)
+        var old = [UInt8](repeating: 0xEE, count: max(batch.count, 1) * 4096)
         for run in batch.reads {
             for step in 0..<run.count {
                 let place = (run.position + step) * 4096
                 old.replaceSubrange(place..<place + 4096, with: block(run.block + UInt64(step)))
             }
         }
-        let actions = old.withUnsafeMutableBytes { old in
-            new.withUnsafeMutableBytes { new in DrainPlanner.resolve(batch, buffer: buffer, old: old, new: new) }
-        }
-        var order = actions.preImageBlocks.makeIterator()
-        for run in actions.preImages {
+        old.withUnsafeMutableBytes { batch.resolve(buffer, old: $0) }
+        var order = batch.preImageBlocks.makeIterator()
+        for run in batch.preImages {
             for step in 0..<run.count {
                 guard let block = order.next() else { preconditionFailure("more pre-images than blocks") }
                 precondition(hidden[block] == nil, "preserved twice")
@@ -83,20 +73,20 @@ private struct MemoryDisk {
             }
         }
         precondition(order.next() == nil, "more blocks than pre-images")
-        for block in actions.zeroPreImageBlocks { hidden[block] = [UInt8](repeating: 0, count: 4096) }
-        for run in actions.writes {
+        for block in batch.zeroPreImageBlocks { hidden[block] = [UInt8](repeating: 0, count: 4096) }
+        for run in batch.writes {
             for step in 0..<run.count {
-                let place = (run.position + step) * 4096
-                store(run.block + UInt64(step), new[place..<place + 4096])
+                let new = UnsafeRawBufferPointer(start: buffer.address(run.position + step), count: 4096)
+                store(run.block + UInt64(step), [UInt8](new)[...])
             }
             counts.written += run.count
         }
-        for blocks in actions.zeroRanges {
+        for blocks in batch.zeroRanges {
             for block in blocks { store(block, ArraySlice(repeating: 0, count: 4096)) }
             counts.written += blocks.count
         }
-        counts.preserved += actions.preImageBlocks.count + actions.zeroPreImageBlocks.count
-        counts.left += actions.unchanged
+        counts.preserved += batch.preImageBlocks.count + batch.zeroPreImageBlocks.count
+        counts.left += Int(batch.unchanged)
     }
 }
 
@@ -107,9 +97,9 @@ struct DrainTests {
         arguments: [512, 4096, 4608, 40_960, 151_040], [true, false])
     func randomWrites(size: Int, preserve: Bool) {
         let seed = UInt64(size) &+ (preserve ? 1 : 0)
-        var random = SplitMix64(state: seed)
-        let pool = SlabPool(byteLimit: 1 << 20)
+        var random = SplitMix64(seed: seed)
         let geometry = BlockGeometry(diskSize: UInt64(size))
+        let pool = EpochBufferPool(geometry: geometry, byteLimit: 4 << 20)
         var disk = MemoryDisk(
             bytes: (0..<size).map { $0 / 8192 % 2 == 0 ? 0 : UInt8(truncatingIfNeeded: $0 / 512 + 1) })
         for _ in 0..<20 {
@@ -117,7 +107,7 @@ struct DrainTests {
             let start = disk.bytes
             var model = disk.bytes
             for _ in 0..<Int.random(in: 1...3, using: &random) {
-                let buffer = EpochBuffer(geometry: geometry, pool: pool)
+                guard let buffer = pool.take() else { preconditionFailure("the pool is empty") }
                 for _ in 0..<Int.random(in: 0...8, using: &random) {
                     let sectors = size / 512
                     let first = Int.random(in: 0..<sectors, using: &random)
@@ -131,12 +121,21 @@ struct DrainTests {
                     } else {
                         let value = UInt8.random(in: 0...3, using: &random)
                         let data = [UInt8](repeating: value, count: range.count)
-                        #expect(data.withUnsafeBytes { buffer.write(at: UInt64(range.lowerBound), $0) })
+                        #expect(data.withUnsafeBytes { buffer.write(at: UInt64(range.lowerBound), $0) } == data.count)
                         model.replaceSubrange(range, with: data)
                     }
+                    // The newest contents can be read at any moment.
+                    let start = Int.random(in: 0..<size, using: &random)
+                    var seen = Array(disk.bytes[start..<min(start + 9000, size)])
+                    let length = seen.count
+                    _ = seen.withUnsafeMutableBytes { buffer.overlay(onto: $0, at: UInt64(start)) }
+                    let same = seen == Array(model[start..<start + length])
+                    #expect(same, "seed \(seed)")
                 }
                 _ = disk.drain(buffer, preserve: preserve, capacity: Int.random(in: 1...7, using: &random))
-                #expect(disk.bytes == model, "seed \(seed)")
+                let same = disk.bytes == model
+                #expect(same, "seed \(seed)")
+                pool.giveBack(buffer)
             }
             if preserve {
                 var restored = disk
@@ -146,17 +145,17 @@ struct DrainTests {
                 #expect(disk.hidden.isEmpty)
             }
         }
-        #expect(pool.used == 0)
+        #expect(pool.available == pool.capacity)
     }
 
     @Test("blocks that hold their new contents already are neither preserved nor written")
     func equalBlocks() {
         let geometry = BlockGeometry(diskSize: 8 * 4096)
-        let buffer = EpochBuffer(geometry: geometry, pool: SlabPool(byteLimit: 1 << 20))
+        let buffer = EpochBuffer(geometry: geometry, byteLimit: 1 << 20)
         var disk = MemoryDisk(bytes: [UInt8](repeating: 6, count: 4 * 4096) + [UInt8](repeating: 0, count: 4 * 4096))
         let same = [UInt8](repeating: 6, count: 3 * 4096 + 512)
-        #expect(same.withUnsafeBytes { buffer.write(at: 0, $0) })
-        #expect([UInt8](repeating: 9, count: 512).withUnsafeBytes { buffer.write(at: 2 * 4096, $0) })
+        #expect(same.withUnsafeBytes { buffer.write(at: 0, $0) } == same.count)
+        #expect([UInt8](repeating: 9, count: 512).withUnsafeBytes { buffer.write(at: 2 * 4096, $0) } == 512)
         #expect(buffer.writeZeroes(ByteRange(offset: 4 * 4096, length: 4 * 4096)))
         let counts = disk.drain(buffer, preserve: true, capacity: 100)
         #expect(counts.written == 1)
@@ -165,52 +164,83 @@ struct DrainTests {
         #expect(Array(disk.hidden.keys) == [2])
     }
 
-    @Test("neighbouring blocks become one read and one write")
+    @Test("neighbouring blocks become one read and one write, however they came")
     func mergedRuns() {
-        let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 1 << 20), pool: SlabPool(byteLimit: 1 << 20))
+        let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 1 << 20), byteLimit: 1 << 20)
         for block in [7, 5, 6, 20, 4] {
-            #expect([UInt8](repeating: 1, count: 4096).withUnsafeBytes { buffer.write(at: UInt64(block) * 4096, $0) })
+            let bytes = [UInt8](repeating: 1, count: 4096)
+            #expect(bytes.withUnsafeBytes { buffer.write(at: UInt64(block) * 4096, $0) } == 4096)
         }
-        var planner = DrainPlanner(buffer: buffer, preserve: true, capacity: 64)
-        let batch = planner.next(isPreserved: { _ in false }, nextData: { $0 })
+        buffer.freeze()
+        #expect(buffer.isSimple)
+        let batch = DrainBatch(capacity: 64)
+        func plan(preserve: Bool, isPreserved: Bool) -> [BlockRun] {
+            var planner = DrainPlanner(buffer: buffer, preserve: preserve, capacity: 64)
+            planner.next(into: batch, isPreserved: { _ in isPreserved }, data: { $0..<$0 + 4096 })
+            #expect(planner.isDone)
+            return batch.reads
+        }
         #expect(
-            batch?.reads == [BlockRun(block: 4, position: 0, count: 4), BlockRun(block: 20, position: 4, count: 1)])
-        #expect(planner.next(isPreserved: { _ in false }, nextData: { $0 }) == nil)
-        var first = DrainPlanner(buffer: buffer, preserve: false, capacity: 64)
+            plan(preserve: true, isPreserved: false) == [
+                BlockRun(block: 4, position: 0, count: 4), BlockRun(block: 20, position: 4, count: 1),
+            ])
+        #expect(plan(preserve: false, isPreserved: false) == [], "nothing to keep, nothing to read")
+        #expect(plan(preserve: true, isPreserved: true) == [], "kept already, nothing to read")
+        let nothing = UnsafeMutableRawBufferPointer.allocate(byteCount: 5 * 4096, alignment: 4096)
+        defer { nothing.deallocate() }
+        batch.resolve(buffer, old: nothing)
         #expect(
-            first.next(isPreserved: { _ in false }, nextData: { $0 })?.reads == [], "nothing to keep, nothing to read")
-        var kept = DrainPlanner(buffer: buffer, preserve: true, capacity: 64)
-        #expect(kept.next(isPreserved: { _ in true }, nextData: { $0 })?.reads == [], "kept already, nothing to read")
+            batch.writes == [
+                BlockRun(block: 4, position: 4, count: 1), BlockRun(block: 5, position: 1, count: 2),
+                BlockRun(block: 7, position: 0, count: 1), BlockRun(block: 20, position: 3, count: 1),
+            ])
     }
 
-    @Test("a full pool refuses a write as a whole, and zeroes of a whole disk need no memory")
+    @Test("a full buffer takes what fits, and zeroes of a whole disk need no memory")
     func bounds() {
-        let pool = SlabPool(byteLimit: 1 << 20)
-        let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 8 << 40), pool: pool)
+        let size: UInt64 = 100 << 40
+        let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: size), byteLimit: 1 << 20)
         let big = [UInt8](repeating: 1, count: 1 << 20)
-        #expect(big.withUnsafeBytes { buffer.write(at: 0, $0) })
-        #expect(pool.available == 0)
-        #expect(!big.withUnsafeBytes { buffer.write(at: 4096, $0) }, "one block too many")
-        #expect(big.withUnsafeBytes { buffer.write(at: 0, $0) }, "overwriting needs no more")
+        #expect(big.withUnsafeBytes { buffer.write(at: 4096, $0) } == 1 << 20)
+        #expect(buffer.used == buffer.capacity)
+        #expect(big.withUnsafeBytes { buffer.write(at: 0, $0) } == 0, "one block too many")
+        #expect(big.withUnsafeBytes { buffer.write(at: 8192, $0) } == 255 * 4096, "overwriting needs no more")
         #expect(!buffer.writeZeroes(ByteRange(offset: 1 << 30, length: 512)))
-        #expect(buffer.writeZeroes(ByteRange(offset: 0, length: 8 << 40)))
-        #expect(pool.used == 0)
-        #expect(buffer.isZeroed(12345))
+        #expect(buffer.writeZeroes(ByteRange(offset: 0, length: size)))
+        #expect(buffer.isZeroed(12345) && buffer.isZeroed(1))
+        buffer.freeze()
+        #expect(!buffer.isSimple)
+        let batch = DrainBatch(capacity: 4)
         var planner = DrainPlanner(buffer: buffer, preserve: false, capacity: 4)
-        #expect(planner.next(isPreserved: { _ in false }, nextData: { $0 })?.zeroRanges == [0..<(8 << 28)])
+        planner.next(into: batch, isPreserved: { _ in false }, data: { $0..<$0 + 1 })
+        #expect(batch.zeroRanges == [0..<size / 4096])
         var sparse = DrainPlanner(buffer: buffer, preserve: true, capacity: 4)
-        #expect(sparse.next(isPreserved: { _ in false }, nextData: { _ in nil }) == nil)
-        #expect(sparse.unchanged == 8 << 28)
+        sparse.next(into: batch, isPreserved: { _ in false }, data: { _ in nil })
+        #expect(batch.unchanged == size / 4096)
+        #expect(batch.count == 0 && sparse.isDone)
+    }
+
+    @Test("blocks of 16 KiB keep their sectors apart like those of 4 KiB")
+    func largeUnit() {
+        let geometry = BlockGeometry(diskSize: 5 * 16_384 + 512, unit: 16_384)
+        let buffer = EpochBuffer(geometry: geometry, byteLimit: 1 << 20)
+        let bytes = [UInt8](repeating: 3, count: 1024)
+        #expect(bytes.withUnsafeBytes { buffer.write(at: 16_384 - 512, $0) } == 1024)
+        #expect(buffer.data(of: 0)?.mask == 1 << 31)
+        #expect(buffer.data(of: 1)?.mask == 1)
+        #expect(geometry.fullMask(of: 0) == UInt32.max && geometry.fullMask(of: 5) == 1)
+        #expect(buffer.writeZeroes(ByteRange(offset: 0, length: 16_384)))
+        #expect(buffer.isZeroed(0) && !buffer.isZeroed(1))
     }
 
     @Test("writes outside the disk or within a sector are bugs of the caller")
     func preconditions() async {
         await #expect(processExitsWith: .failure) {
-            let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 4096), pool: SlabPool(byteLimit: 1 << 20))
+            let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 4096), byteLimit: 1 << 20)
             _ = buffer.writeZeroes(ByteRange(offset: 4096, length: 512))
         }
         await #expect(processExitsWith: .failure) {
-            let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 4096), pool: SlabPool(byteLimit: 1 << 20))
+            let buffer = EpochBuffer(geometry: BlockGeometry(diskSize: 4096), byteLimit: 1 << 20)
             _ = buffer.writeZeroes(ByteRange(offset: 0, length: 100))
         }
     }

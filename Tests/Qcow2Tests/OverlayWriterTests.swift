@@ -12,45 +12,48 @@ private struct Model {
     /// Called after each single write.
     var afterWrite: ((MemoryFile, [UInt8]) throws -> Void)?
 
-    init(size: Int, base: [UInt8], seed: UInt64) throws {
-        writer = try OverlayWriter(virtualSize: UInt64(size), backingFile: "base.raw", backingFormat: .raw)
+    init(size: Int, base: [UInt8], seed: UInt64, clusterBits: Int? = nil) throws {
+        writer = try OverlayWriter(
+            virtualSize: UInt64(size), backingFile: "base.raw", backingFormat: .raw, clusterBits: clusterBits)
         disk = base
         random = SplitMix64(seed: seed)
         file.grow(to: writer.fileLength)
         for write in try writer.initialWrites() { file.write(write) }
     }
 
-    /// Maps up to `count` random clusters, some of them as zeroes.
+    /// Maps up to `count` random units, some of them as zeroes.
     mutating func grow(count: Int) throws {
-        let clusters = (disk.count - 1) / 4096 + 1
+        let unit = writer.unit
+        let units = (disk.count - 1) / unit + 1
         var data: Set<UInt64> = []
         var zeroes: Set<UInt64> = []
         for _ in 0..<count {
-            let cluster = UInt64.random(in: 0..<UInt64(clusters), using: &random)
-            if writer.contains(guestCluster: cluster) || data.contains(cluster) || zeroes.contains(cluster) { continue }
-            if random.next() % 5 == 0 { zeroes.insert(cluster) } else { data.insert(cluster) }
+            let place = UInt64.random(in: 0..<UInt64(units), using: &random)
+            if writer.contains(place) || data.contains(place) || zeroes.contains(place) { continue }
+            if random.next() % 5 == 0 { zeroes.insert(place) } else { data.insert(place) }
         }
-        let plan = try writer.plan(data: data.sorted(), zeroes: zeroes.sorted())
-        file.grow(to: plan.fileLength)
+        var growth = OverlayGrowth()
+        try writer.extend(data: data.sorted(), zeroes: zeroes.sorted(), &growth)
+        file.grow(to: growth.fileLength)
         var later = disk
-        for cluster in plan.zeroClusters {
-            let range = Int(cluster) * 4096..<min(Int(cluster + 1) * 4096, disk.count)
+        for place in zeroes {
+            let range = Int(place) * unit..<min(Int(place + 1) * unit, disk.count)
             later.replaceSubrange(range, with: repeatElement(0, count: range.count))
         }
-        for (index, cluster) in plan.dataClusters.enumerated() {
-            var bytes = random.bytes(4096)
-            let range = Int(cluster) * 4096..<min(Int(cluster + 1) * 4096, disk.count)
-            if range.count < 4096 {
-                bytes.replaceSubrange(range.count..., with: repeatElement(0, count: 4096 - range.count))
+        for (index, place) in data.sorted().enumerated() {
+            var bytes = Array(random.bytes(unit)[..<unit])
+            let range = Int(place) * unit..<min(Int(place + 1) * unit, disk.count)
+            if range.count < unit {
+                bytes.replaceSubrange(range.count..., with: repeatElement(0, count: unit - range.count))
             }
             later.replaceSubrange(range, with: bytes[..<range.count])
-            try perform(FileWrite(offset: plan.dataOffset + UInt64(index) * 4096, bytes: bytes), seen: disk)
+            try perform(FileWrite(offset: growth.dataOffset + UInt64(index * unit), bytes: bytes), seen: disk)
         }
-        for write in plan.refcountWrites { try perform(write, seen: disk) }
-        for write in plan.mappingWrites.dropLast() { try perform(write, seen: nil) }
-        if let last = plan.mappingWrites.last { try perform(last, seen: later) }
+        for write in growth.refcountWrites.separate { try perform(write, seen: disk) }
+        let mapping = growth.mappingWrites.separate
+        for write in mapping.dropLast() { try perform(write, seen: nil) }
+        if let last = mapping.last { try perform(last, seen: later) }
         disk = later
-        writer.apply(plan)
     }
 
     private mutating func perform(_ write: FileWrite, seen: [UInt8]?) throws {
@@ -65,15 +68,16 @@ struct OverlayWriterTests {
         "qemu-img finds nothing wrong and reads the model's contents after random growth",
         arguments: [
             (512, 4), (4096, 4), (4608, 6), (2 << 20, 300), (3_000_320, 900), (10 << 20, 9000),
-        ])
-    func randomGrowth(size: Int, clusters: Int) throws {
-        let seed = UInt64(size) &* 77 &+ 5
+        ], [9, 12, 14])
+    func randomGrowth(shape: (size: Int, units: Int), clusterBits: Int) throws {
+        let (size, units) = shape
+        let seed = UInt64(size) &* 77 &+ UInt64(clusterBits)
         let scratch = try Scratch()
         var random = SplitMix64(seed: seed)
         let base = random.bytes(size)
         _ = try scratch.file("base.raw", base)
-        var model = try Model(size: size, base: base, seed: seed)
-        for _ in 0..<4 { try model.grow(count: clusters / 4 + 1) }
+        var model = try Model(size: size, base: base, seed: seed, clusterBits: clusterBits)
+        for _ in 0..<4 { try model.grow(count: units / 4 + 1) }
         let image = try scratch.file("overlay.qcow2", model.file.bytes)
         let check = try QemuTool.run("qemu-img", ["check", "-f", "qcow2", image])
         #expect(check.status == 0, "seed \(seed): \(check.output)")
@@ -81,15 +85,17 @@ struct OverlayWriterTests {
         #expect(seen == model.disk, "seed \(seed)")
     }
 
-    @Test("a crash after any single write leaves an image with the right contents and at worst leaked clusters")
-    func crashAfterEachWrite() throws {
-        let seed: UInt64 = 20_241
+    @Test(
+        "a crash after any single write leaves an image with the right contents and at worst leaked clusters",
+        arguments: [9, 12])
+    func crashAfterEachWrite(clusterBits: Int) throws {
+        let seed = 20_232 + UInt64(clusterBits)
         let scratch = try Scratch()
         let size = 2 << 20
         var random = SplitMix64(seed: seed)
         let base = random.bytes(size)
         _ = try scratch.file("base.raw", base)
-        var model = try Model(size: size, base: base, seed: seed)
+        var model = try Model(size: size, base: base, seed: seed, clusterBits: clusterBits)
         try model.grow(count: 200)
         var images = 0
         model.afterWrite = { file, seen in
@@ -113,8 +119,8 @@ struct OverlayWriterTests {
         let size = 12 << 20
         let base = [UInt8](repeating: 7, count: size)
         _ = try scratch.file("base.raw", base)
-        var model = try Model(size: size, base: base, seed: seed)
-        // One table and the fixed clusters are taken; stop a few clusters before 2048.
+        var model = try Model(size: size, base: base, seed: seed, clusterBits: 12)
+        // Tables and the fixed clusters take some too; stop a few clusters before 2048.
         let first = (0..<2034).map { UInt64($0) }
         try map(&model, first)
         model.afterWrite = { file, _ in
@@ -128,15 +134,15 @@ struct OverlayWriterTests {
         #expect(try QemuTool.run("qemu-img", ["check", "-f", "qcow2", image]).status == 0)
     }
 
-    private func map(_ model: inout Model, _ clusters: [UInt64]) throws {
-        let plan = try model.writer.plan(data: clusters, zeroes: [])
-        model.file.grow(to: plan.fileLength)
-        for write in plan.refcountWrites + plan.mappingWrites { model.file.write(write) }
-        for cluster in clusters {
+    private func map(_ model: inout Model, _ blocks: [UInt64]) throws {
+        var growth = OverlayGrowth()
+        try model.writer.extend(data: blocks, zeroes: [], &growth)
+        model.file.grow(to: growth.fileLength)
+        for write in growth.refcountWrites.separate + growth.mappingWrites.separate { model.file.write(write) }
+        for block in blocks {
             model.disk.replaceSubrange(
-                Int(cluster) * 4096..<Int(cluster + 1) * 4096, with: repeatElement(0, count: 4096))
+                Int(block) * 4096..<Int(block + 1) * 4096, with: repeatElement(0, count: 4096))
         }
-        model.writer.apply(plan)
     }
 
     @Test("an overlay over an overlay reads through both, and its backing name can be changed in place")

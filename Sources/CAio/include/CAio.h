@@ -33,6 +33,12 @@ int64_t caio_next_hole(int descriptor, int64_t offset);
 /// Lets the empty target share all blocks of source: ioctl_ficlone(2).
 int caio_clone(int target, int source);
 
+// Whether the file lies in a tmpfs (fstatfs(2)).
+int caio_is_memory_file_system(int descriptor);
+
+// Bytes of a block device (ioctl(2) BLKGETSIZE64); -ENOTBLK for anything else.
+int64_t caio_block_device_size(int descriptor);
+
 // pread(2) and pwrite(2): one call, bytes moved or a negative errno.
 int64_t caio_pread(int descriptor, void *buffer, size_t length, int64_t offset);
 int64_t caio_pwrite(int descriptor, const void *buffer, size_t length, int64_t offset);

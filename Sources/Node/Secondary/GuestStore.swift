@@ -329,7 +329,7 @@ final class GuestStore {
     /// Work that can wait until the primary was answered: space of dropped files, compaction of the RAM log.
     func tidy() {
         do {
-            for disk in disks { try disk.replica.reclaim(count: 1) }
+            for disk in disks { disk.replica.reclaimLater() }
             _ = try ram?.compactSlice(maxBytes: 16 << 20)
         } catch {
             log.warning("\(name): tidying up failed and will be tried again", metadata: ["reason": "\(error)"])

@@ -7,8 +7,6 @@ final class DiskIO {
     /// Whether syncs are performed. Without, changes still reach the kernel in order, which a crash of this process
     /// survives, but not one of the machine.
     let durable: Bool
-    /// Made when a batch first gains from it.
-    private var context: AioContext?
 
     init(durable: Bool) {
         self.durable = durable
@@ -31,24 +29,23 @@ final class DiskIO {
         try file.write(at: write.offset, from: write.bytes)
     }
 
-    func read(_ operations: [AioOperation]) throws(IOError) { try run(operations) }
-
-    /// Writes that do not overlap, in any order.
-    func write(_ operations: [AioOperation]) throws(IOError) { try run(operations) }
-
-    /// Few transfers, and those through the page cache, are as fast one after the other.
-    private func run(_ operations: [AioOperation]) throws(IOError) {
-        guard operations.count > 4, operations[0].file.isDirect else {
-            for operation in operations { try operation.perform() }
-            return
+    /// Many small writes, in their order.
+    func write(_ file: DirectFile, _ writes: FileWrites) throws(IOError) {
+        let outcome: Result<Void, IOError> = writes.bytes.withUnsafeBytes { bytes in
+            do throws(IOError) {
+                for piece in writes.pieces {
+                    try file.write(at: piece.offset, from: UnsafeRawBufferPointer(rebasing: bytes[piece.range]))
+                }
+                return .success(())
+            } catch { return .failure(error) }
         }
-        if context == nil { context = try AioContext(depth: 64) }
-        try context?.run(operations)
+        try outcome.get()
     }
 
-    /// Makes the range read as zeroes, without space where the file system can.
+    /// Makes the range read as zeroes, without space where the file system or the device can.
     func zero(_ file: DirectFile, at offset: UInt64, length: UInt64) throws(IOError) {
         if try file.punchHole(at: offset, length: length) { return }
+        if try file.zeroRange(at: offset, length: length) { return }
         let zeroes = AlignedBuffer(minimumCount: Int(min(length, 1 << 20)))
         var done: UInt64 = 0
         while done < length {

@@ -15,8 +15,10 @@ final class DiskOverlay {
     /// Nil for a file that was found: it is only read.
     private var writer: OverlayWriter?
     private var fileSize: UInt64
+    /// What the last batch of pre-images needs; kept for its memory.
+    private var growth = OverlayGrowth()
     /// One L2 table, for reading: its index, whether the image has it, its bytes.
-    private let table = AlignedBuffer(minimumCount: BlockGeometry.blockSize)
+    private let table: AlignedBuffer
     private var cachedTable: (index: Int, exists: Bool)?
     /// One page of the L1 table, for reading, and which one it is.
     private let l1 = AlignedBuffer(minimumCount: BlockGeometry.blockSize)
@@ -42,11 +44,7 @@ final class DiskOverlay {
         guard reader.header.virtualSize == size else {
             throw .sizeMismatch(path: file.path, found: reader.header.virtualSize, expected: size)
         }
-        guard reader.header.clusterBits == OverlayWriter.clusterBits else {
-            throw .overlay(
-                path: file.path,
-                .badField(name: "cluster_bits", value: UInt64(reader.header.clusterBits), allowed: "12"))
-        }
+        table = AlignedBuffer(minimumCount: reader.header.clusterSize)
         self.epoch = epoch
         self.name = DiskFiles.hidden(epoch)
         self.io = io
@@ -57,14 +55,14 @@ final class DiskOverlay {
 
     /// Makes an empty hidden disk over the secondary disk.
     static func create(
-        _ epoch: Epoch, in directory: String, size: UInt64, io: DiskIO
+        _ epoch: Epoch, in directory: String, size: UInt64, clusterBits: Int, io: DiskIO
     ) throws(DiskReplicaError) -> DiskOverlay {
         let name = DiskFiles.hidden(epoch)
         let writer: OverlayWriter
         let writes: [FileWrite]
         do throws(Qcow2Error) {
             writer = try OverlayWriter(
-                virtualSize: size, backingFile: DiskFiles.secondary, backingFormat: .raw)
+                virtualSize: size, backingFile: DiskFiles.secondary, backingFormat: .raw, clusterBits: clusterBits)
             writes = try writer.initialWrites()
         } catch { throw .overlay(path: "\(directory)/\(name)", error) }
         let file: DirectFile
@@ -87,49 +85,57 @@ final class DiskOverlay {
 
     // MARK: Filling
 
-    /// Whether a pre-image of the block is in the file. For hidden disks of this session only.
-    func isPreserved(_ block: UInt64) -> Bool { writer?.contains(guestCluster: block) ?? false }
+    /// Whether a pre-image of the unit is in the file, or on its way there. For hidden disks of this session only.
+    @inline(__always)
+    func isPreserved(_ unit: UInt64) -> Bool { writer?.contains(unit) ?? false }
 
-    /// Makes pre-images part of the image; when it returns they are there, durably so where syncs count. After an error
-    /// the object must not be used again.
-    ///
-    /// - Parameters:
-    ///   - blocks: blocks with data, rising; `runs` are the places of their contents in `staging`, in the same order.
-    ///   - zeroBlocks: blocks that were all zero, rising.
-    func preserve(
-        blocks: [UInt64], runs: [BlockRun], staging: AlignedBuffer, zeroBlocks: [UInt64]
-    ) throws(DiskReplicaError) {
+    /// Begins to make a batch's pre-images part of the image: what is written in parallel is on its way afterwards.
+    /// After an error the object must not be used again.
+    func beginPreserving(_ batch: DrainBatch, staging: AlignedBuffer, _ transfers: AioBatch) throws(DiskReplicaError) {
         guard var writer else { preconditionFailure("a hidden disk that was found is only read") }
-        let plan: OverlayAllocation
-        do throws(Qcow2Error) {
-            plan = try writer.plan(data: blocks, zeroes: zeroBlocks)
-        } catch { throw .overlay(path: path, error) }
         self.writer = nil
-        do throws(IOError) {
-            try makeRoom(plan.fileLength)
-            var place = plan.dataOffset
-            var operations: [AioOperation] = []
-            for run in runs {
-                let bytes = staging.slice(run.position * BlockGeometry.blockSize, run.count * BlockGeometry.blockSize)
-                operations.append(.write(file, at: place, from: UnsafeRawBufferPointer(bytes)))
-                place += UInt64(bytes.count)
-            }
-            try io.write(operations)
-            for write in plan.refcountWrites { try io.write(file, write) }
-            if !plan.refcountWrites.isEmpty { try io.sync(file) }
-            for write in plan.mappingWrites { try io.write(file, write) }
-            try io.sync(file)
-        } catch { throw .io(error) }
-        writer.apply(plan)
+        do throws(Qcow2Error) {
+            try writer.extend(data: batch.preImageBlocks, zeroes: batch.zeroPreImageBlocks, &growth)
+        } catch { throw .overlay(path: path, error) }
+        do throws(IOError) { try makeRoom(growth.fileLength) } catch { throw .io(error) }
+        var place = growth.dataOffset
+        transfers.begin(file, .write)
+        for run in batch.preImages {
+            let bytes = staging.slice(run.position * writer.unit, run.count * writer.unit)
+            transfers.add(at: place, UnsafeRawBufferPointer(bytes))
+            place += UInt64(bytes.count)
+        }
+        transfers.start()
         self.writer = writer
+    }
+
+    /// Ends what ``beginPreserving(_:staging:_:)`` began; when it returns the pre-images are part of the image, durably
+    /// so where syncs count. After an error the object must not be used again.
+    func endPreserving(_ transfers: AioBatch) throws(DiskReplicaError) {
+        do throws(IOError) {
+            try io.write(file, growth.refcountWrites)
+            try transfers.finish()
+            if !growth.refcountWrites.isEmpty { try io.sync(file) }
+            try io.write(file, growth.mappingWrites)
+            try io.sync(file)
+        } catch {
+            writer = nil
+            throw .io(error)
+        }
         cachedTable = nil
         l1Page = nil
     }
 
-    /// Grows the file ahead of its use, in steps that keep the number of extents and the waste small.
+    /// Grows the file ahead of its use, in steps that keep the number of extents small: submitting a write that makes a
+    /// file grow blocks until it is done. A file in memory has no such trouble.
     private func makeRoom(_ needed: UInt64) throws(IOError) {
         guard needed > fileSize else { return }
-        let ahead = min(max(needed / 8, 1 << 20), 16 << 20) / 4096 * 4096
+        guard file.isDirect else {
+            try io.truncate(file, to: needed)
+            fileSize = needed
+            return
+        }
+        let ahead = min(max(needed / 4, 1 << 20), 32 << 20) / 4096 * 4096
         do throws(IOError) {
             try io.grow(file, from: fileSize, to: needed + ahead)
             fileSize = needed + ahead
@@ -137,6 +143,13 @@ final class DiskOverlay {
             try io.grow(file, from: fileSize, to: needed)
             fileSize = needed
         } catch { throw error }
+    }
+
+    /// Nothing more goes into the file: space that was taken ahead is given back.
+    func trim() throws(DiskReplicaError) {
+        guard let writer, fileSize > writer.fileLength else { return }
+        do throws(IOError) { try io.truncate(file, to: writer.fileLength) } catch { throw .io(error) }
+        fileSize = writer.fileLength
     }
 
     /// Puts a younger hidden disk between this one and the secondary disk.
@@ -155,30 +168,57 @@ final class DiskOverlay {
 
     // MARK: Reading
 
-    /// What the hidden disk holds for a block.
+    /// What the hidden disk holds for a block of 4 KiB. Clusters of less hold a block in one piece, or the file is not
+    /// ours.
     func lookup(_ block: UInt64) throws(DiskReplicaError) -> OverlayCluster {
-        if let writer, !writer.contains(guestCluster: block) { return .unallocated }
-        let index = Int(block / reader.entriesPerTable)
+        let start = block * UInt64(BlockGeometry.blockSize)
+        if let writer, !writer.contains(start / UInt64(writer.unit)) { return .unallocated }
+        let bits = UInt64(reader.header.clusterBits)
+        let cluster = start >> bits
+        let found = try lookup(cluster: cluster)
+        if bits >= 12 {
+            guard case .data(let place) = found else { return found }
+            return .data(place + start % (1 << bits))
+        }
+        let last = min((start + UInt64(BlockGeometry.blockSize) - 1) >> bits, reader.guestClusters - 1)
+        for index in 0..<last - cluster + 1 {
+            var expected = found
+            if case .data(let place) = found { expected = .data(place + index << bits) }
+            guard try lookup(cluster: cluster + index) == expected else {
+                throw .overlay(
+                    path: path,
+                    .badEntry(
+                        table: "L2", offset: cluster + index, value: start, reason: "a block of 4 KiB is in pieces"))
+            }
+        }
+        return found
+    }
+
+    private func lookup(cluster: UInt64) throws(DiskReplicaError) -> OverlayCluster {
+        let index = Int(cluster / reader.entriesPerTable)
         if cachedTable?.index != index {
             cachedTable = nil
             cachedTable = (index, try readTable(index) != nil)
         }
         guard cachedTable?.exists == true else { return .unallocated }
-        let entryOffset = Int(block % reader.entriesPerTable) * 8
+        let entryOffset = Int(cluster % reader.entriesPerTable) * 8
         let entry = UInt64(bigEndian: table.bytes.loadUnaligned(fromByteOffset: entryOffset, as: UInt64.self))
         do throws(Qcow2Error) {
             return try currentReader().cluster(entry: entry, at: UInt64(entryOffset))
         } catch { throw .overlay(path: path, error) }
     }
 
-    /// Calls `body` for every run of blocks that the file holds, rising.
+    /// Bytes in a cluster.
+    var clusterSize: UInt64 { UInt64(reader.header.clusterSize) }
+
+    /// Calls `body` for every run of clusters that the file holds, rising.
     func forEachRun(_ body: (OverlayRun) throws(DiskReplicaError) -> Void) throws(DiskReplicaError) {
         for index in 0..<reader.header.l1Entries {
             guard let offset = try readTable(index) else { continue }
             let runs: [OverlayRun]
             do throws(Qcow2Error) {
                 runs = try currentReader().runs(
-                    table: UnsafeRawBufferPointer(table.bytes), index: index, tableOffset: offset)
+                    table: UnsafeRawBufferPointer(table.slice(0, reader.header.clusterSize)), index: index, tableOffset: offset)
             } catch { throw .overlay(path: path, error) }
             for run in runs { try body(run) }
         }
@@ -208,7 +248,9 @@ final class DiskOverlay {
             offset = try currentReader().tableOffset(entry: entry, at: place)
         } catch { throw .overlay(path: path, error) }
         guard let offset else { return nil }
-        do throws(IOError) { try file.read(at: offset, into: table.bytes) } catch { throw .io(error) }
+        do throws(IOError) {
+            try file.read(at: offset, into: table.slice(0, reader.header.clusterSize))
+        } catch { throw .io(error) }
         return offset
     }
 

@@ -8,7 +8,10 @@ extension DiskReplica {
     /// The files whose chain shows checkpoint `epoch`, topmost first; the last one is the secondary disk. Each names the
     /// next as its backing file. Only hidden disks that exist are in it.
     public func overlayChain(after epoch: Epoch) -> [String] {
-        overlays.filter { $0.epoch > epoch }.map(\.path) + [secondary.path]
+        let hidden = try? files.perform { (drain) throws(DiskReplicaError) in
+            drain.overlays.filter { $0.epoch > epoch }.map(\.path)
+        }
+        return (hidden ?? []) + ["\(directory)/\(DiskFiles.secondary)"]
     }
 
     /// Makes an empty overlay over checkpoint `epoch` for a guest to write to: qcow2 with 64 KiB clusters, in the
@@ -16,12 +19,14 @@ extension DiskReplica {
     /// still needed below it: call it when no more commits are to come, or see to it that the guest is gone before.
     public func createActive(name: String, after epoch: Epoch) throws(DiskReplicaError) -> String {
         precondition(!name.contains("/") && DiskFiles.hiddenEpoch(name) == nil && name != DiskFiles.secondary)
-        let below = overlays.first { $0.epoch > epoch }
+        let below = try files.perform { (drain) throws(DiskReplicaError) in
+            drain.overlays.first { $0.epoch > epoch }?.name
+        }
         let path = "\(directory)/\(name)"
         let empty: EmptyOverlay
         do throws(Qcow2Error) {
             empty = try EmptyOverlay(
-                virtualSize: size, backingFile: below?.name ?? DiskFiles.secondary,
+                virtualSize: size, backingFile: below ?? DiskFiles.secondary,
                 backingFormat: below == nil ? .raw : .qcow2)
         } catch { throw .overlay(path: path, error) }
         do throws(IOError) {
@@ -45,7 +50,9 @@ extension DiskReplica {
         while done < range.length {
             let start = (range.offset + done) / UInt64(staging.count) * UInt64(staging.count)
             let piece = ByteRange(offset: start, length: min(UInt64(staging.count), size - start))
-            try readPiece(piece, after: epoch, staging)
+            try files.perform { (drain) throws(DiskReplicaError) in
+                try drain.readPiece(piece, after: epoch, staging)
+            }
             let skip = Int(range.offset + done - start)
             let count = min(Int(piece.length) - skip, Int(range.length - done))
             UnsafeMutableRawBufferPointer(rebasing: buffer[Int(done)...])
@@ -61,16 +68,21 @@ extension DiskReplica {
         var start: UInt64 = 0
         while start < size {
             let piece = ByteRange(offset: start, length: min(UInt64(staging.count), size - start))
-            try readPiece(piece, after: epoch, staging)
+            try files.perform { (drain) throws(DiskReplicaError) in
+                try drain.readPiece(piece, after: epoch, staging)
+            }
             checksum.update(UnsafeRawBufferPointer(staging.slice(0, Int(piece.length))))
             start = piece.end
         }
         return checksum.value
     }
 
+}
+
+extension DiskDrain {
     /// Fills the front of `staging`, which starts on a block of the disk: first from the secondary disk, then the blocks
     /// that a hidden disk of the view knows better, the oldest of which is right.
-    private func readPiece(
+    fileprivate func readPiece(
         _ piece: ByteRange, after epoch: Epoch, _ staging: AlignedBuffer
     ) throws(DiskReplicaError) {
         do throws(IOError) {
@@ -78,9 +90,10 @@ extension DiskReplica {
         } catch { throw .io(error) }
         let hidden = overlays.filter { $0.epoch > epoch }
         guard !hidden.isEmpty else { return }
-        for block in geometry.blocks(touching: piece) {
+        let blocks = BlockGeometry(diskSize: geometry.diskSize)
+        for block in blocks.blocks(touching: piece) {
             let place = staging.slice(
-                Int(block * UInt64(BlockGeometry.blockSize) - piece.offset), geometry.length(of: block))
+                Int(block * UInt64(BlockGeometry.blockSize) - piece.offset), blocks.length(of: block))
             for overlay in hidden {
                 let found = try overlay.lookup(block)
                 switch found {

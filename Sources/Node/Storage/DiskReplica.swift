@@ -1,5 +1,6 @@
 import AsyncIO
 import BlockReplica
+import Dispatch
 import Qcow2
 import SystemPackage
 import Units
@@ -13,58 +14,81 @@ public struct DiskSeal: Equatable, Sendable {
     public internal(set) var bytesWritten: UInt64 = 0
     /// Bytes of the secondary disk that were made zero.
     public internal(set) var bytesZeroed: UInt64 = 0
-    /// Blocks of 4 KiB whose old contents went into the hidden disk.
+    /// Blocks whose old contents went into the hidden disk.
     public internal(set) var blocksPreserved: UInt64 = 0
     /// Blocks left out because the disk held their contents already.
     public internal(set) var blocksUnchanged: UInt64 = 0
+
+    /// Adds what the drain counted.
+    mutating func add(_ counts: DiskSeal) {
+        bytesWritten += counts.bytesWritten
+        bytesZeroed += counts.bytesZeroed
+        blocksPreserved += counts.blocksPreserved
+        blocksUnchanged += counts.blocksUnchanged
+    }
 }
 
 /// One disk of a replica: the secondary disk with the primary's writes, and the hidden disks that still know what each
 /// checkpoint looked like.
 ///
 /// ```
-/// write, writeZeroes, discard ─► epoch buffer ─► read old ─► hidden-N.qcow2 ─► secondary.raw
+/// write, writeZeroes, discard ─► epoch buffer ═► read old ─► hidden-N.qcow2 ─► secondary.raw
 ///                                (memory)        (equal blocks end here)       └─ synced at seal
 /// view of checkpoint e = hidden-(e+1) ─► hidden-(e+2) ─► ... ─► secondary.raw
 /// ```
-/// Not Sendable: confined to the storage thread, on which every call blocks until it is done. After an error while
-/// draining nothing more reaches the disk until ``recover(committed:)``; the views of checkpoints stay right.
+/// The caller's thread ends at the double line: buffers that hold enough are frozen and drained in the background, in
+/// order, while new writes go into the next one. When all memory of the budget is in use a write waits for the drain.
+///
+/// Not Sendable: confined to one thread at a time, on which every call blocks until it is done. After an error while
+/// draining, which the next call reports, nothing more reaches the disk until ``recover(committed:)``; the views of
+/// checkpoints stay right.
 public final class DiskReplica {
     /// Bounds of one disk's memory.
     public struct Limits: Sendable {
         /// Bytes of writes that wait in memory at most.
         public var bufferBytes = 64 << 20
-        /// Blocks of 4 KiB that are drained at a time; two staging areas of this size are held.
+        /// Blocks that are drained at a time; two staging areas of this size are held.
         public var batchBlocks = 2048
+        /// log2 of the cluster size of hidden disks; nil chooses what fits the disk.
+        public var hiddenClusterBits: Int?
 
         public init() {}
     }
 
-    /// Bytes taken into the buffer between two looks at its room.
-    private static let chunk = 1 << 20
+    /// A buffer is drained as soon as it holds so many bytes, when the drain has nothing else to do.
+    private static let eagerBytes = 1 << 20
+
+    /// Closes dropped hidden disks, one at a time: where a file system tells its device about free space, that of a large
+    /// file takes seconds to come back.
+    private static let reclaimer = DispatchQueue(label: "colo-blk.reclaim", qos: .utility)
+
+    /// What an epoch has written that is not on its way to the files.
+    private struct Pending {
+        var seal: DiskSeal
+        /// Full buffers that wait for an earlier epoch to be sealed.
+        var full: [EpochBuffer] = []
+        var current: EpochBuffer?
+    }
 
     /// Directory of the disk's files.
     public let directory: String
     /// Size of the disk in bytes, a multiple of 512.
     public let size: UInt64
     public let limits: Limits
-    let io: DiskIO
-    let secondary: DirectFile
-    let geometry: BlockGeometry
-    var pipeline = DiskPipeline()
-    /// Hidden disks that are not garbage, rising by epoch.
-    var overlays: [DiskOverlay] = []
-    /// Paths of hidden disks that a commit made useless; see ``reclaim()``.
-    private var garbage: [String] = []
-    private let pool: SlabPool
-    private var buffers: [Epoch: EpochBuffer] = [:]
-    private var seals: [Epoch: DiskSeal] = [:]
-    private lazy var oldStaging = AlignedBuffer(minimumCount: limits.batchBlocks * BlockGeometry.blockSize)
-    private lazy var newStaging = AlignedBuffer(minimumCount: limits.batchBlocks * BlockGeometry.blockSize)
+    let files: DiskFileQueue
+    let durable: Bool
+    /// For reads of the newest contents, which the drain does not touch.
+    private let newest: DirectFile
+    private var pipeline = DiskPipeline()
+    private let pool: EpochBufferPool
+    private var pending: [Epoch: Pending] = [:]
+    /// Frozen buffers on their way into the files, oldest first.
+    private var handed: [EpochBuffer] = []
 
     // MARK: Making and opening
 
-    /// Makes a disk full of zeroes. The directory is made when it is missing; a disk in it is an error.
+    /// Makes a disk full of zeroes. The directory is made when it is missing; a disk in it is an error, unless it is a
+    /// block device of just this size, which is zeroed.
     ///
     /// `durable`: whether what is sealed survives a power loss of this machine.
     public static func create(
@@ -76,11 +100,17 @@ public final class DiskReplica {
         do throws(IOError) {
             try Directory.create(directory)
             let path = "\(directory)/\(DiskFiles.secondary)"
-            guard !Directory.exists(path) else {
-                throw IOError(operation: "create", path: path, errno: .fileExists)
+            let io = DiskIO(durable: durable)
+            if Directory.exists(path) {
+                let device = try DirectFile(path: path, mode: .readWrite)
+                guard device.isBlockDevice, try device.size() == size else {
+                    throw IOError(operation: "create", path: path, errno: .fileExists)
+                }
+                try io.zero(device, at: 0, length: size)
+                try io.sync(device)
+            } else {
+                _ = try io.createWhole(DiskFiles.secondary, in: directory, length: size, writes: [])
             }
-            _ = try DiskIO(durable: durable).createWhole(
-                DiskFiles.secondary, in: directory, length: size, writes: [])
         } catch { throw .io(error) }
         return try DiskReplica(directory: directory, durable: durable, limits: limits)
     }
@@ -89,43 +119,64 @@ public final class DiskReplica {
     /// ``recover(committed:)``; their views can be read before.
     public init(directory: String, durable: Bool, limits: Limits = Limits()) throws(DiskReplicaError) {
         precondition(limits.batchBlocks > 0)
-        let io: DiskIO
         let secondary: DirectFile
         let size: UInt64
         let found: [Epoch]
         do throws(IOError) {
-            io = DiskIO(durable: durable)
-            secondary = try DirectFile(path: "\(directory)/\(DiskFiles.secondary)", mode: .readWrite)
+            let path = "\(directory)/\(DiskFiles.secondary)"
+            secondary = try DirectFile(path: path, mode: .readWrite)
+            newest = try DirectFile(path: path, mode: .readOnly)
             size = try secondary.size()
             found = try Directory.names(in: directory).compactMap(DiskFiles.hiddenEpoch).sorted()
         } catch { throw .io(error) }
-        guard size > 0, size % UInt64(Sizes.sector) == 0 else {
+        guard size > 0, size % UInt64(Sizes.sector) == 0, size <= OverlayWriter.largestDisk else {
             throw .overlay(path: secondary.path, .badDiskSize(size))
         }
+        let io = DiskIO(durable: durable)
+        let bits = limits.hiddenClusterBits ?? OverlayWriter.clusterBits(forDiskOf: size)
+        let geometry = BlockGeometry(diskSize: size, unit: max(1 << bits, BlockGeometry.blockSize))
+        let finished = DispatchSemaphore(value: 0)
+        let drain = DiskDrain(
+            directory: directory, io: io, secondary: secondary, geometry: geometry, clusterBits: bits,
+            batchBlocks: max(limits.batchBlocks * BlockGeometry.blockSize / geometry.unit, 1),
+            drained: { finished.signal() })
+        for epoch in found { drain.overlays.append(try DiskOverlay.open(epoch, in: directory, size: size, io: io)) }
         self.directory = directory
         self.size = size
         self.limits = limits
-        self.io = io
-        self.secondary = secondary
-        self.geometry = BlockGeometry(diskSize: size)
-        self.pool = SlabPool(byteLimit: limits.bufferBytes)
-        for epoch in found { overlays.append(try DiskOverlay.open(epoch, in: directory, size: size, io: io)) }
+        self.durable = durable
+        pool = EpochBufferPool(geometry: geometry, byteLimit: limits.bufferBytes)
+        files = DiskFileQueue(label: "colo-blk.disk", drain: drain, finished: finished)
         if found.isEmpty { try orThrow { () throws(PipelineError) in try pipeline.recovered(to: .none) } }
+    }
+
+    deinit {
+        // Nothing may go on in the background when somebody else opens the files.
+        try? files.perform { (drain) throws(DiskReplicaError) in drain.abandon() }
     }
 
     /// Stage and epochs of the disk.
     public var state: DiskPipeline { pipeline }
 
     /// Bytes of data that wait in memory.
-    public var bufferedBytes: Int { pool.used * BlockGeometry.blockSize }
+    public var bufferedBytes: Int {
+        collect(wait: false)
+        var total = handed.reduce(0) { $0 + $1.byteCount }
+        for epoch in pending.values {
+            total += epoch.full.reduce(0) { $0 + $1.byteCount } + (epoch.current?.byteCount ?? 0)
+        }
+        return total
+    }
 
     /// Bytes that the hidden disks and the secondary disk occupy.
     public func allocatedBytes() throws(DiskReplicaError) -> UInt64 {
-        do throws(IOError) {
-            var total = try secondary.allocatedBytes()
-            for overlay in overlays { total += try overlay.allocatedBytes() }
-            return total
-        } catch { throw .io(error) }
+        try files.perform { (drain) throws(DiskReplicaError) in
+            do throws(IOError) {
+                var total = try drain.secondary.allocatedBytes()
+                for overlay in drain.overlays { total += try overlay.allocatedBytes() }
+                return total
+            } catch { throw .io(error) }
+        }
     }
 
     // MARK: Epochs
@@ -133,31 +184,34 @@ public final class DiskReplica {
     /// Begins an epoch newer than all before. `preserve` is false only before the first commit ever: then there is no
     /// checkpoint to come back to.
     public func beginEpoch(_ epoch: Epoch, preserve: Bool = true) throws(DiskReplicaError) {
+        try checkDrain()
         try orThrow { () throws(PipelineError) in try pipeline.begin(epoch, preserve: preserve) }
-        buffers[epoch] = EpochBuffer(geometry: geometry, pool: pool)
-        seals[epoch] = DiskSeal(epoch: epoch)
+        pending[epoch] = Pending(seal: DiskSeal(epoch: epoch))
     }
 
-    /// Takes a write into the epoch's buffer; drains by itself when the buffer is full. `offset` and the length are
-    /// multiples of 512. The bytes are copied.
+    /// Takes a write into the epoch's buffer; waits for the drain when there is no memory left. `offset` and the length
+    /// are multiples of 512. The bytes are copied.
     public func write(
         epoch: Epoch, offset: UInt64, bytes: UnsafeRawBufferPointer
     ) throws(DiskReplicaError) {
         try check(epoch, offset, UInt64(bytes.count))
         var done = 0
         while done < bytes.count {
-            let part = UnsafeRawBufferPointer(rebasing: bytes[done..<min(done + Self.chunk, bytes.count)])
-            try intoBuffer(epoch) { $0.write(at: offset + UInt64(done), part) }
-            done += part.count
+            let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
+            let taken = try current(epoch).write(at: offset + UInt64(done), rest)
+            done += taken
+            if taken < rest.count { try retire(epoch) }
         }
-        seals[epoch]?.bytesReceived += UInt64(bytes.count)
+        pending[epoch]?.seal.bytesReceived += UInt64(bytes.count)
+        drainEagerly(epoch)
     }
 
     /// Takes a write of zeroes. Offset and length are multiples of 512.
     public func writeZeroes(epoch: Epoch, range: ByteRange) throws(DiskReplicaError) {
         try check(epoch, range.offset, range.length)
-        try intoBuffer(epoch) { $0.writeZeroes(range) }
-        seals[epoch]?.bytesReceived += range.length
+        while try !current(epoch).writeZeroes(range) { try retire(epoch) }
+        pending[epoch]?.seal.bytesReceived += range.length
+        drainEagerly(epoch)
     }
 
     /// Takes a discard: the range reads as zeroes afterwards.
@@ -165,57 +219,75 @@ public final class DiskReplica {
         try writeZeroes(epoch: epoch, range: range)
     }
 
-    /// Drains what the oldest epoch that is not sealed has buffered so far, to make its seal short. Returns false when
-    /// there was nothing to do.
+    /// Drains what the oldest epoch that is not sealed has buffered so far, to make its seal short, and waits for it.
+    /// Returns false when there was nothing to do.
     @discardableResult
     public func drain() throws(DiskReplicaError) -> Bool {
-        guard let open = pipeline.drainable, let buffer = buffers[open.epoch], !buffer.isEmpty else { return false }
+        guard let open = pipeline.drainable else { return false }
+        try checkDrain()
         try orThrow { () throws(PipelineError) in try pipeline.checkWrite(open.epoch) }
-        do throws(DiskReplicaError) {
-            try drain(buffer, open)
-        } catch {
-            pipeline.fail()
-            throw error
-        }
+        handOver(open)
+        collect(wait: false)
+        guard !handed.isEmpty else { return false }
+        try onFiles { (drain) throws(DiskReplicaError) in try drain.finish() }
         return true
     }
 
     /// Drains all of the epoch; in disk durability it is on the platter when this returns. Epochs are sealed in order.
     public func seal(epoch: Epoch) throws(DiskReplicaError) -> DiskSeal {
+        try checkDrain()
         try orThrow { () throws(PipelineError) in try pipeline.checkSeal(epoch) }
-        try drain()
-        do throws(IOError) { try io.sync(secondary) } catch {
-            pipeline.fail()
-            throw .io(error)
-        }
+        if let open = pipeline.drainable { handOver(open) }
+        let counts = try onFiles { (drain) throws(DiskReplicaError) in try drain.seal(epoch) }
         try orThrow { () throws(PipelineError) in try pipeline.seal(epoch) }
-        buffers[epoch] = nil
-        return seals.removeValue(forKey: epoch) ?? DiskSeal(epoch: epoch)
+        collect(wait: false)
+        var seal = pending.removeValue(forKey: epoch)?.seal ?? DiskSeal(epoch: epoch)
+        seal.add(counts)
+        pool.trim(keeping: 2)
+        if let open = pipeline.drainable { handOverFull(open) }
+        return seal
     }
 
-    /// The epoch is committed: hidden disks up to it are dropped. Takes the same time whatever their size; their space
-    /// comes back with ``reclaim()``.
+    /// The epoch is committed: hidden disks up to it are dropped. Takes the same time whatever their size and whatever
+    /// is being drained; their space comes back with ``reclaim()``.
     public func committed(_ epoch: Epoch) throws(DiskReplicaError) {
         try orThrow { () throws(PipelineError) in try pipeline.commit(epoch) }
-        garbage += overlays.filter { $0.epoch <= epoch }.map(\.path)
-        overlays.removeAll { $0.epoch <= epoch }
+        files.later { $0.drop(upTo: epoch) }
     }
 
     /// Removes the files of dropped hidden disks, at most `count` of them. Call it when nothing waits: freeing a large
     /// file takes milliseconds. Returns how many are left; a crash before it costs nothing, recovery removes them too.
     @discardableResult
     public func reclaim(count: Int = .max) throws(DiskReplicaError) -> Int {
-        for _ in 0..<min(count, garbage.count) {
-            do throws(IOError) { try io.remove(garbage[0]) } catch { throw .io(error) }
-            garbage.removeFirst()
+        try files.perform { (drain) throws(DiskReplicaError) in
+            for _ in 0..<min(count, drain.garbage.count) {
+                do throws(IOError) { try drain.io.remove(drain.garbage[0].path) } catch { throw .io(error) }
+                drain.garbage.removeFirst()
+            }
+            return drain.garbage.count
         }
-        return garbage.count
+    }
+
+    /// Does what ``reclaim(count:)`` does in the background, where neither the caller nor the drain waits for it: the names
+    /// go at once, the space when the last descriptor is closed. A file that cannot be removed is left to a recovery.
+    public func reclaimLater() {
+        files.later { drain in
+            for overlay in drain.garbage { try? drain.io.remove(overlay.path) }
+            let dropped = Dropped(overlays: drain.garbage)
+            drain.garbage = []
+            Self.reclaimer.async { _ = consume dropped }
+        }
+    }
+
+    /// Hidden disks that are removed and only wait to be closed. Unchecked: nobody else has them.
+    private struct Dropped: @unchecked Sendable {
+        let overlays: [DiskOverlay]
     }
 
     /// A guest is about to run on this disk: what is buffered is forgotten, and no more writes are taken.
     public func beginFailover() throws(DiskReplicaError) {
         try orThrow { () throws(PipelineError) in try pipeline.beginFailover() }
-        forgetBuffers()
+        try forgetBuffers()
     }
 
     /// The guest runs on this disk, or it did not start.
@@ -231,29 +303,63 @@ public final class DiskReplica {
         guard pipeline.stage != .failover, pipeline.stage != .done else {
             throw .pipeline(.notRunning(pipeline.stage))
         }
-        forgetBuffers()
-        garbage = []
-        overlays = []
         pipeline.fail()
-        let rollback = DiskRollback(io: io, secondary: secondary, directory: directory, geometry: geometry)
-        let bytes = try rollback.run(to: committed)
+        try forgetBuffers()
+        let bytes = try files.perform { (drain) throws(DiskReplicaError) in
+            drain.garbage = []
+            drain.overlays = []
+            let rollback = DiskRollback(
+                io: drain.io, secondary: drain.secondary, directory: directory, geometry: BlockGeometry(diskSize: size))
+            let bytes = try rollback.run(to: committed)
+            drain.recovered()
+            return bytes
+        }
         try orThrow { () throws(PipelineError) in try pipeline.recovered(to: committed) }
         return bytes
     }
 
-    // MARK: Parts
+    // MARK: Newest contents
 
-    private func forgetBuffers() {
-        for buffer in buffers.values { buffer.removeAll() }
-        buffers = [:]
-        seals = [:]
+    /// Reads what was written last, whether it has reached the files or not. The range lies inside the disk; it may
+    /// start anywhere. Waits for the disk, but not for the drain.
+    public func readNewest(offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(DiskReplicaError) {
+        guard let range = ByteRange(checking: offset, length: UInt64(buffer.count)), range.fits(in: size) else {
+            throw .outside(ByteRange(offset: min(offset, size), length: UInt64(buffer.count)), size: size)
+        }
+        let epochs = pending.keys.sorted()
+        if let last = epochs.last.flatMap({ pending[$0]?.current }), last.overlay(onto: buffer, at: offset) { return }
+        do throws(IOError) { try newest.read(at: offset, into: buffer) } catch { throw .io(error) }
+        for older in handed { older.overlay(onto: buffer, at: offset) }
+        for epoch in epochs {
+            for older in pending[epoch]?.full ?? [] { older.overlay(onto: buffer, at: offset) }
+            pending[epoch]?.current?.overlay(onto: buffer, at: offset)
+        }
     }
+
+    // MARK: Parts
 
     private func orThrow(_ body: () throws(PipelineError) -> Void) throws(DiskReplicaError) {
         do throws(PipelineError) { try body() } catch { throw .pipeline(error) }
     }
 
+    /// Does something with the files; an error of it stops the pipeline.
+    private func onFiles<Value>(
+        _ body: (DiskDrain) throws(DiskReplicaError) -> Value
+    ) throws(DiskReplicaError) -> Value {
+        do throws(DiskReplicaError) { return try files.perform(body) } catch {
+            pipeline.fail()
+            throw error
+        }
+    }
+
+    /// Reports an error that the drain met in the background, once.
+    private func checkDrain() throws(DiskReplicaError) {
+        guard files.hasFailed, !pipeline.hasFailed else { return }
+        try onFiles { (drain) throws(DiskReplicaError) in if let failure = drain.failure { throw failure } }
+    }
+
     private func check(_ epoch: Epoch, _ offset: UInt64, _ length: UInt64) throws(DiskReplicaError) {
+        try checkDrain()
         try orThrow { () throws(PipelineError) in try pipeline.checkWrite(epoch) }
         guard let range = ByteRange(checking: offset, length: length), range.fits(in: size) else {
             throw .outside(ByteRange(offset: min(offset, UInt64.max - length), length: length), size: size)
@@ -261,100 +367,77 @@ public final class DiskReplica {
         guard (offset | length) % UInt64(Sizes.sector) == 0 else { throw .misaligned(range) }
     }
 
-    /// Offers something to the epoch's buffer until it fits, draining the oldest epoch in between.
-    private func intoBuffer(_ epoch: Epoch, _ offer: (EpochBuffer) -> Bool) throws(DiskReplicaError) {
-        guard let buffer = buffers[epoch] else { throw .pipeline(.unknownEpoch(epoch)) }
-        while !offer(buffer) {
-            guard try drain() else { throw .budgetExceeded(limitBytes: limits.bufferBytes) }
+    private func forgetBuffers() throws(DiskReplicaError) {
+        try files.perform { (drain) throws(DiskReplicaError) in drain.abandon() }
+        collect(wait: false)
+        for epoch in pending.values {
+            for buffer in epoch.full { pool.giveBack(buffer) }
+            if let buffer = epoch.current { pool.giveBack(buffer) }
+        }
+        pending = [:]
+    }
+
+    /// Takes back buffers that have been drained.
+    private func collect(wait: Bool) {
+        var wait = wait
+        while !handed.isEmpty, files.takeFinished(wait: wait) {
+            pool.giveBack(handed.removeFirst())
+            wait = false
         }
     }
 
-    private func drain(_ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws(DiskReplicaError) {
-        var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: limits.batchBlocks)
+    /// The buffer that takes the epoch's next write. One buffer is left for the epoch that can be drained, so that a
+    /// later one cannot starve it.
+    private func current(_ epoch: Epoch) throws(DiskReplicaError) -> EpochBuffer {
+        if let buffer = pending[epoch]?.current { return buffer }
+        let reserve = pipeline.drainable?.epoch == epoch ? 0 : 1
         while true {
-            let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
-            let batch: DrainBatch?
-            do throws(IOError) {
-                batch = try planner.next(
-                    isPreserved: { overlay?.isPreserved($0) ?? false },
-                    nextData: { (offset) throws(IOError) in try secondary.nextData(at: offset) })
-            } catch { throw .io(error) }
-            guard let batch else { break }
-            try perform(batch, buffer, open)
-        }
-        seals[open.epoch]?.blocksUnchanged += planner.unchanged
-        buffer.removeAll()
-    }
-
-    /// Reads, preserves, and only then overwrites.
-    private func perform(
-        _ batch: DrainBatch, _ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch
-    ) throws(DiskReplicaError) {
-        do throws(IOError) {
-            for run in batch.reads { clearTail(run) }
-            try io.read(operations(batch.reads, oldStaging, isWrite: false))
-        } catch { throw .io(error) }
-        let actions = DrainPlanner.resolve(batch, buffer: buffer, old: oldStaging.bytes, new: newStaging.bytes)
-        if !actions.preImageBlocks.isEmpty || !actions.zeroPreImageBlocks.isEmpty {
-            try overlay(for: open.epoch).preserve(
-                blocks: actions.preImageBlocks, runs: actions.preImages, staging: oldStaging,
-                zeroBlocks: actions.zeroPreImageBlocks)
-        }
-        do throws(IOError) {
-            try io.write(operations(actions.writes, newStaging, isWrite: true))
-            for blocks in actions.zeroRanges {
-                let range = geometry.bytes(of: blocks)
-                try io.zero(secondary, at: range.offset, length: range.length)
-                seals[open.epoch]?.bytesZeroed += range.length
+            collect(wait: false)
+            if pool.available > reserve, let buffer = pool.take() {
+                pending[epoch]?.current = buffer
+                return buffer
             }
-        } catch { throw .io(error) }
-        count(actions, open.epoch)
-    }
-
-    private func count(_ actions: DrainActions, _ epoch: Epoch) {
-        for run in actions.writes { seals[epoch]?.bytesWritten += geometry.bytes(of: run.blocks).length }
-        let preserved = actions.preImageBlocks.count + actions.zeroPreImageBlocks.count
-        seals[epoch]?.blocksPreserved += UInt64(preserved)
-        seals[epoch]?.blocksUnchanged += UInt64(actions.unchanged)
-    }
-
-    /// Transfers between the secondary disk and a staging area. The last block of an odd-sized disk goes by itself, so
-    /// that the rest stays aligned.
-    private func operations(_ runs: [BlockRun], _ staging: AlignedBuffer, isWrite: Bool) -> [AioOperation] {
-        var operations: [AioOperation] = []
-        operations.reserveCapacity(runs.count + 1)
-        for run in runs {
-            let range = geometry.bytes(of: run.blocks)
-            let tail = Int(range.length) % BlockGeometry.blockSize
-            let start = run.position * BlockGeometry.blockSize
-            for (from, length) in [(0, Int(range.length) - tail), (Int(range.length) - tail, tail)] where length > 0 {
-                let bytes = staging.slice(start + from, length)
-                operations.append(
-                    isWrite
-                        ? .write(secondary, at: range.offset + UInt64(from), from: UnsafeRawBufferPointer(bytes))
-                        : .read(secondary, at: range.offset + UInt64(from), into: bytes))
-            }
+            if let open = pipeline.drainable { handOver(open) }
+            guard !handed.isEmpty else { throw .budgetExceeded(limitBytes: limits.bufferBytes) }
+            collect(wait: true)
+            try checkDrain()
         }
-        return operations
     }
 
-    /// What the disk does not have of its last block reads as zeroes.
-    private func clearTail(_ run: BlockRun) {
-        let tail = geometry.length(of: run.blocks.upperBound - 1)
-        guard tail < BlockGeometry.blockSize else { return }
-        let start = (run.position + run.count - 1) * BlockGeometry.blockSize
-        oldStaging.slice(start + tail, BlockGeometry.blockSize - tail)
-            .initializeMemory(as: UInt8.self, repeating: 0)
+    /// The epoch's buffer is full.
+    private func retire(_ epoch: Epoch) throws(DiskReplicaError) {
+        if let open = pipeline.drainable, open.epoch == epoch {
+            handOver(open)
+        } else if let buffer = pending[epoch]?.current {
+            pending[epoch]?.full.append(buffer)
+            pending[epoch]?.current = nil
+        }
     }
 
-    /// The epoch's hidden disk, made when the epoch first preserves something. Order: the new one is complete, then the
-    /// older one names it, then something is put into it.
-    private func overlay(for epoch: Epoch) throws(DiskReplicaError) -> DiskOverlay {
-        if let last = overlays.last, last.epoch == epoch { return last }
-        precondition(overlays.last.map { $0.epoch < epoch } ?? true, "hidden disks are made in order")
-        let made = try DiskOverlay.create(epoch, in: directory, size: size, io: io)
-        try overlays.last?.setBackingFile(made.name)
-        overlays.append(made)
-        return made
+    /// Hands what the epoch has buffered to the drain.
+    private func handOver(_ open: DiskPipeline.OpenEpoch) {
+        handOverFull(open)
+        guard let buffer = pending[open.epoch]?.current, !buffer.isEmpty else { return }
+        pending[open.epoch]?.current = nil
+        handOver(buffer, open)
+    }
+
+    private func handOverFull(_ open: DiskPipeline.OpenEpoch) {
+        for buffer in pending[open.epoch]?.full ?? [] { handOver(buffer, open) }
+        pending[open.epoch]?.full.removeAll()
+    }
+
+    private func handOver(_ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) {
+        buffer.freeze()
+        handed.append(buffer)
+        files.add(DiskDrain.Job(buffer: buffer, epoch: open.epoch, preserve: open.preserve))
+    }
+
+    /// Keeps the drain busy.
+    private func drainEagerly(_ epoch: Epoch) {
+        guard let buffer = pending[epoch]?.current, buffer.byteCount >= Self.eagerBytes else { return }
+        guard let open = pipeline.drainable, open.epoch == epoch else { return }
+        collect(wait: false)
+        if handed.isEmpty { handOver(open) }
     }
 }

@@ -42,15 +42,16 @@ struct DiskRollback {
 
     private func writeBack(_ overlay: DiskOverlay) throws(DiskReplicaError) -> UInt64 {
         let staging = AlignedBuffer(minimumCount: 1 << 20)
-        let blocksAtOnce = UInt64(staging.count / BlockGeometry.blockSize)
+        let cluster = overlay.clusterSize
+        let clustersAtOnce = UInt64(staging.count) / cluster
         var total: UInt64 = 0
         try overlay.forEachRun { (run) throws(DiskReplicaError) in
             var done: UInt64 = 0
             while done < run.count {
-                let count = run.fileOffset == nil ? run.count : min(run.count - done, blocksAtOnce)
-                let first = run.guestCluster + done
-                let range = geometry.bytes(of: first..<first + count)
-                try restore(range, from: overlay, at: run.fileOffset.map { $0 + done * 4096 }, staging)
+                let count = run.fileOffset == nil ? run.count : min(run.count - done, clustersAtOnce)
+                let start = (run.guestCluster + done) * cluster
+                let range = ByteRange(offset: start, length: min(count * cluster, geometry.diskSize - start))
+                try restore(range, from: overlay, at: run.fileOffset.map { $0 + done * cluster }, staging)
                 total += range.length
                 done += count
             }
@@ -66,20 +67,14 @@ struct DiskRollback {
                 try io.zero(secondary, at: range.offset, length: range.length)
                 return
             }
-            // The file holds whole blocks, also of a disk that ends within one.
-            let blocks = (Int(range.length) + BlockGeometry.blockSize - 1) / BlockGeometry.blockSize
-            try overlay.readData(at: place, into: staging.slice(0, blocks * BlockGeometry.blockSize))
+            let bytes = staging.slice(0, Int(range.length))
+            try overlay.readData(at: place, into: bytes)
+            // What is no multiple of 4 KiB goes by itself, so that the rest stays aligned.
             let body = Int(range.length) / BlockGeometry.blockSize * BlockGeometry.blockSize
-            var writes: [AioOperation] = []
-            if body > 0 {
-                writes.append(.write(secondary, at: range.offset, from: UnsafeRawBufferPointer(staging.slice(0, body))))
-            }
-            let tail = Int(range.length) - body
-            if tail > 0 {
-                let bytes = UnsafeRawBufferPointer(staging.slice(body, tail))
-                writes.append(.write(secondary, at: range.offset + UInt64(body), from: bytes))
-            }
-            try io.write(writes)
+            if body > 0 { try secondary.write(at: range.offset, from: UnsafeRawBufferPointer(staging.slice(0, body))) }
+            guard body < bytes.count else { return }
+            let tail = UnsafeRawBufferPointer(rebasing: bytes[body...])
+            try secondary.write(at: range.offset + UInt64(body), from: tail)
         } catch { throw .io(error) }
     }
 }

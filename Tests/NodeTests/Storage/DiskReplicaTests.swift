@@ -196,9 +196,9 @@ struct DiskReplicaTests {
         }
         #expect(
             throws: DiskReplicaError.overlay(
-                path: scratch.path + "/a", .diskTooLarge(size: 8 << 40 + 512, limit: 8 << 40))
+                path: scratch.path + "/a", .diskTooLarge(size: 128 << 40 + 512, limit: 128 << 40))
         ) {
-            _ = try DiskReplica.create(directory: scratch.path + "/a", size: 8 << 40 + 512, durable: false)
+            _ = try DiskReplica.create(directory: scratch.path + "/a", size: 128 << 40 + 512, durable: false)
         }
         let replica = try DiskReplica.create(directory: scratch.path + "/b", size: 8192, durable: false)
         #expect(throws: DiskReplicaError.self, "it is there already") {
