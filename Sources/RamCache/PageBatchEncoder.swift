@@ -46,6 +46,8 @@ public final class PageBatchEncoder {
     static let largestDelta = 3072
     /// zstd is not tried on fewer payload bytes.
     private static let smallestCompressed = 128
+    /// After a failure this many bytes of the payload are tried before all of it is.
+    private static let probeBytes = 16 << 10
     /// After n failures in a row, 2^n batches go without a try, at most this many.
     private static let largestSkip = 16
 
@@ -247,7 +249,10 @@ public final class PageBatchEncoder {
         }
         let source = UnsafeRawBufferPointer(rebasing: plain[PageBatch.headerBytes..<used])
         let target = UnsafeMutableRawBufferPointer(rebasing: packed[PageBatch.headerBytes...])
-        guard let length = compressor.compress(source, into: target), length < rawLength - rawLength / 32 else {
+        let isWorthTrying =
+            failures == 0 || pays(UnsafeRawBufferPointer(rebasing: source.prefix(Self.probeBytes)), target)
+        guard isWorthTrying, let length = compressor.compress(source, into: target), Self.pays(length, of: rawLength)
+        else {
             failures += 1
             skips = min(1 << min(failures, 10), Self.largestSkip)
             return nil
@@ -255,6 +260,12 @@ public final class PageBatchEncoder {
         failures = 0
         statistics.compressedBatches += 1
         return length
+    }
+
+    private static func pays(_ length: Int, of rawLength: Int) -> Bool { length < rawLength - rawLength / 32 }
+
+    private func pays(_ probe: UnsafeRawBufferPointer, _ target: UnsafeMutableRawBufferPointer) -> Bool {
+        compressor.compress(probe, into: target).map { Self.pays($0, of: probe.count) } ?? false
     }
 
     private func writeHeader(_ batch: UnsafeMutableRawBufferPointer, codec: PageBatch.Codec, rawLength: Int) {

@@ -16,7 +16,8 @@ enum Opening {
     static let pages = [3] + be(UInt32(2)) + be(UInt64(0x02)) + named("pc.ram") + [0] + be(UInt64(0x10)) + footer
     static let devices: [UInt8] =
         [4] + be(UInt32(10)) + named("timer") + be(UInt32(0)) + be(UInt32(1)) + [1, 2, 3, 0x7E] + be(UInt32(10)) + [0]
-    static let description = Array("{\"page_size\": 4096, \"devices\": [{\"name\": \"timer\", \"instance_id\": 0}]}".utf8)
+    static let description = Array(
+        "{\"page_size\": 4096, \"devices\": [{\"name\": \"timer\", \"instance_id\": 0}]}".utf8)
     static let request = be(UInt32(1))
     static let send = be(UInt32(3))
 

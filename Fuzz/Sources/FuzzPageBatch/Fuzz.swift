@@ -26,7 +26,9 @@ struct Memory: PageBatchTarget {
     }
 
     mutating func reference(block: Int, page: UInt64) -> UnsafeRawPointer? { UnsafeRawPointer(address(block, page)) }
-    mutating func destination(block: Int, page: UInt64) throws(Never) -> UnsafeMutableRawPointer { address(block, page) }
+    mutating func destination(block: Int, page: UInt64) throws(Never) -> UnsafeMutableRawPointer {
+        address(block, page)
+    }
     mutating func zero(block: Int, page: UInt64) throws(Never) {
         address(block, page).initializeMemory(as: UInt8.self, repeating: 0, count: Sizes.page)
     }

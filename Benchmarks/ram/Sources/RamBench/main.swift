@@ -102,7 +102,9 @@ for corpus in corpora {
     let ours = encode(corpus.new, shadow: shadow, numbers: corpus.numbers, with: encoder)
     let peer = peer_xor_zstd(cache.bytes, corpus.new.bytes, corpus.new.count)
     let runs = peer_xbzrle_pages(
-        { cache.copy(from: corpus.old); return cache.bytes }(), corpus.new.bytes, corpus.new.count)
+        {
+            cache.copy(from: corpus.old); return cache.bytes
+        }(), corpus.new.bytes, corpus.new.count)
     let dirty = Double(corpus.new.count * Sizes.page)
     let seen = encoder.statistics
     logOurs += log(dirty / Double(ours))
