@@ -33,15 +33,15 @@ public struct ImageRecipe: Sendable, CustomStringConvertible {
     public static let extendedL2 = "extended L2 entries are refused"
     public static let zstd = "zstd is refused"
     public static let parents = "a parent has to be set by hand, and may be qcow2 of the same size only"
-    public static let dirtyBit = "an image with the dirty bit is refused"
-    public static let refcountWidths = "only refcounts of 16 bits are known"
 
     private static let size = 1_310_720 + 512
 
     private static func plain(
         _ name: String, _ options: String, zeroes: Bool = true, fault: String? = nil, seed: UInt64
     ) -> ImageRecipe {
-        ImageRecipe(name, fault: fault ?? (zeroes ? zeroClusters : nil)) { kitchen in
+        // Version 2 has no zero clusters: QEMU writes zeroes there.
+        let hasZeroClusters = zeroes && !options.contains("compat=0.10")
+        return ImageRecipe(name, fault: fault ?? (hasZeroClusters ? zeroClusters : nil)) { kitchen in
             let path = try kitchen.create("top.qcow2", options, size: size)
             try kitchen.scribble(path, size: size, seed: seed, zeroes: zeroes)
             return path
@@ -63,7 +63,7 @@ public struct ImageRecipe: Sendable, CustomStringConvertible {
 
     /// One recipe for each feature of the format.
     public static let all: [ImageRecipe] = [
-        plain("version 2", "compat=0.10", fault: nil, seed: 1),
+        plain("version 2", "compat=0.10", seed: 1),
         plain("version 2 without zeroes", "compat=0.10", zeroes: false, seed: 2),
         plain("version 2 with clusters of 512 bytes", "compat=0.10,cluster_size=512", zeroes: false, seed: 3),
         plain("clusters of 512 bytes", "cluster_size=512", seed: 4),
@@ -74,8 +74,8 @@ public struct ImageRecipe: Sendable, CustomStringConvertible {
         plain("extended L2, 16 KiB", "extended_l2=on,cluster_size=16k", fault: extendedL2, seed: 9),
         plain("extended L2, 64 KiB", "extended_l2=on,cluster_size=64k", fault: extendedL2, seed: 10),
         plain("extended L2, 2 MiB", "extended_l2=on,cluster_size=2M", fault: extendedL2, seed: 11),
-        plain("refcounts of 1 bit", "refcount_bits=1", zeroes: false, fault: refcountWidths, seed: 12),
-        plain("refcounts of 64 bits", "refcount_bits=64", zeroes: false, fault: refcountWidths, seed: 13),
+        plain("refcounts of 1 bit", "refcount_bits=1", zeroes: false, seed: 12),
+        plain("refcounts of 64 bits", "refcount_bits=64", zeroes: false, seed: 13),
         compressed("zlib", "cluster_size=64k", seed: 14),
         compressed("zlib, 4 KiB", "cluster_size=4k", seed: 15),
         compressed("zlib, 2 MiB", "cluster_size=2M", seed: 16),
@@ -84,7 +84,7 @@ public struct ImageRecipe: Sendable, CustomStringConvertible {
         compressed("zstd, 4 KiB", "compression_type=zstd,cluster_size=4k", fault: zstd, seed: 19),
         compressed("zstd, 2 MiB", "compression_type=zstd,cluster_size=2M", fault: zstd, seed: 20),
         compressed("zlib with extended L2", "extended_l2=on,cluster_size=32k", fault: extendedL2, seed: 21),
-        ImageRecipe("lazy refcounts, left dirty", fault: dirtyBit) { kitchen in
+        ImageRecipe("lazy refcounts, left dirty") { kitchen in
             let path = try kitchen.create("top.qcow2", "lazy_refcounts=on", size: size)
             try kitchen.crash(path, ["write -P 7 0 100k", "write -P 8 700k 64k", "flush"])
             return path

@@ -12,6 +12,8 @@ struct DiskRollback {
     let secondary: DirectFile
     let directory: String
     let geometry: BlockGeometry
+    /// Called with the bytes of each piece that has been written back.
+    var progress: ((UInt64) -> Void)?
 
     /// Returns the bytes that were written back, zeroes included.
     func run(to committed: Epoch) throws(DiskReplicaError) -> UInt64 {
@@ -53,6 +55,7 @@ struct DiskRollback {
                 let range = ByteRange(offset: start, length: min(count * cluster, geometry.diskSize - start))
                 try restore(range, from: overlay, at: run.fileOffset.map { $0 + done * cluster }, staging)
                 total += range.length
+                progress?(range.length)
                 done += count
             }
         }
