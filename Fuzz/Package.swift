@@ -16,5 +16,6 @@ let package = Package(
     targets: [
         target("FuzzMigrationStream"),
         target("FuzzPageBatch"),
+        target("FuzzNBD"),
     ]
 )

@@ -60,7 +60,8 @@ public struct NBDServerSession {
     public var isFinished: Bool { state == .finished }
 
     /// The client has agreed to TLS: once all output has been sent, the caller puts TLS under the connection and calls
-    /// ``tlsStarted()``. Nothing is consumed before, and bytes that came in the clear behind the agreement are a fault.
+    /// ``tlsStarted()``. Nothing is consumed before. Bytes that came in the clear behind the agreement are a fault: the
+    /// caller drops such a connection with ``NBDError/clearBytesBeforeTLS``.
     public var awaitsTLS: Bool { state == .tls }
 
     /// The client negotiates still: a caller bounds the time of that.
@@ -115,7 +116,7 @@ public struct NBDServerSession {
         do {
             while used < bytes.count, output.count < NBDLimits.outputHigh, left.requests > 0, left.bytes > 0 {
                 let rest = UnsafeRawBufferPointer(rebasing: bytes[used...])
-                guard rest.count >= bytesNeeded, state != .finished else { break }
+                guard rest.count >= bytesNeeded, state != .finished, state != .tls else { break }
                 let before = requests.count
                 used += try step(rest, at: used, output: &output, requests: &requests)
                 if requests.count > before {
@@ -137,7 +138,7 @@ public struct NBDServerSession {
         _ rest: UnsafeRawBufferPointer, at place: Int, output: inout [UInt8], requests: inout [NBDRequest]
     ) throws(NBDError) -> Int {
         switch state {
-        case .idle, .finished:
+        case .idle, .tls, .finished:
             return 0
         case .clientFlags:
             try clientFlags(UInt32(bigEndian: rest.loadUnaligned(as: UInt32.self)))
@@ -148,8 +149,6 @@ public struct NBDServerSession {
         case .optionData(let number, let length):
             try answer(number, UnsafeRawBufferPointer(rebasing: rest[..<length]), output: &output)
             return length
-        case .tls:
-            throw .clearBytesBeforeTLS
         case .request:
             let request = try NBDRequest(rest)
             let payload = request.payloadLength

@@ -53,8 +53,8 @@ public final class ExportReplies: Sendable {
     }
 
     /// Answers a read: `fill` writes the whole range's bytes to the memory that it is lent, on the caller's thread and
-    /// before this returns. It copies and does not wait for a disk: the loop may wait for it. When it returns an error,
-    /// that is the answer.
+    /// before this returns. For up to 64 KiB, and on the loop, it only copies: the loop waits for it. When it returns an
+    /// error, that is the answer.
     public func read(_ request: ExportRequest, fill: (UnsafeMutableRawBufferPointer) -> NBDErrno?) {
         let count = request.byteCount
         put(NBDReply.longest + count, ends: request) { memory in

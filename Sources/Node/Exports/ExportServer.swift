@@ -54,6 +54,8 @@ public final class ExportServer: Sendable {
     private let house: ExportHouse
     private let channel: any Channel
     private let ownGroup: MultiThreadedEventLoopGroup?
+    /// The end, once somebody wants it.
+    private let ending = Mutex<Task<Void, Never>?>(nil)
 
     private init(address: Address, house: ExportHouse, channel: any Channel, ownGroup: MultiThreadedEventLoopGroup?) {
         self.address = address
@@ -129,12 +131,20 @@ public final class ExportServer: Sendable {
     public func closed() async { try? await channel.closeFuture.get() }
 
     /// Stops listening, cuts all connections, and returns when the devices have answered every request. Removes the unix
-    /// socket.
+    /// socket. May be called more than once.
     public func close() async {
-        try? await channel.close().get()
-        if case .unix(let path) = address.place { unlink(path) }
-        await house.cutAll()
-        try? await ownGroup?.shutdownGracefully()
+        let end = ending.withLock { ending in
+            if let ending { return ending }
+            let task = Task {
+                try? await channel.close().get()
+                if case .unix(let path) = address.place { unlink(path) }
+                await house.cutAll()
+                try? await ownGroup?.shutdownGracefully()
+            }
+            ending = task
+            return task
+        }
+        await end.value
     }
 }
 
