@@ -100,7 +100,9 @@ struct DiskImage {
         let changes = inodes[inode].pending
         inodes[inode].pending = []
         let survive = UInt8.random(in: 0...100, using: &random)
-        for change in changes { Self.applyTorn(change, to: &inodes[inode].durable, survive: survive, atom: Self.sector, &random) }
+        for change in changes {
+            Self.applyTorn(change, to: &inodes[inode].durable, survive: survive, atom: Self.sector, &random)
+        }
     }
 
     mutating func syncDirectory(_ directory: String) {

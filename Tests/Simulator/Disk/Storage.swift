@@ -153,7 +153,8 @@ final class Storage {
             if part > 0 { image.apply(.write(offset: offset, bytes: Array(bytes[..<part])), to: path) }
             throw FileFailure(operation: "write", path: path, reason: .inputOutput)
         }
-        if offset + bytes.count > (image.size(path) ?? 0) || (path.hasSuffix("secondary.raw") && random.next() % 4 == 0) {
+        if offset + bytes.count > (image.size(path) ?? 0) || (path.hasSuffix("secondary.raw") && random.next() % 4 == 0)
+        {
             try needSpace(path)
         }
         image.apply(.write(offset: offset, bytes: bytes), to: path)

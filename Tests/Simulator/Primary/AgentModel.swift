@@ -1,3 +1,4 @@
+import BlockReplica
 import Checkpointer
 import Link
 import RamCache
@@ -30,6 +31,8 @@ final class AgentModel: GuestSink, WireEnd {
     private var silentBeats = 0
     private var hasHeard = true
     private var beats: UInt64 = 0
+    /// What the secondary holds; empty once every write travels.
+    var known: [KnownBlocks] = []
     private var copiedDisk = 0
     private var copiedOffset = 0
     private var copiedPage = 0
@@ -92,7 +95,7 @@ final class AgentModel: GuestSink, WireEnd {
 
     // MARK: Sending
 
-    private func tag(_ event: (inout PrimaryProtocol) throws(ProtocolViolation) -> Epoch) -> Epoch? {
+    func tag(_ event: (inout PrimaryProtocol) throws(ProtocolViolation) -> Epoch) -> Epoch? {
         guard !isOver else { return nil }
         do {
             return try event(&machine)
@@ -103,7 +106,7 @@ final class AgentModel: GuestSink, WireEnd {
         }
     }
 
-    private func send(_ kind: FrameKind, _ payload: [UInt8], _ epoch: Epoch) {
+    func send(_ kind: FrameKind, _ payload: [UInt8], _ epoch: Epoch) {
         var writer = ByteWriter()
         let header = Frame.append(kind: kind, payload: payload, generation: generation, epoch: epoch, to: &writer)
         tallies[epoch, default: EpochTally()].add(header)
@@ -113,29 +116,13 @@ final class AgentModel: GuestSink, WireEnd {
         if outstanding > budget { end("congested: \(outstanding) of \(budget) bytes") }
     }
 
-    private func send(_ payload: some LinkPayload, _ epoch: Epoch) {
+    func send(_ payload: some LinkPayload, _ epoch: Epoch) {
         var body = ByteWriter()
         payload.encode(into: &body)
         send(payload.kind, body.bytes, epoch)
     }
 
     func shrinkBudget(to bytes: UInt64) { budget = bytes }
-
-    // MARK: Disks
-
-    func diskWrite(disk: Int, offset: Int, bytes: ArraySlice<UInt8>) {
-        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
-        var writer = ByteWriter()
-        DiskWrite.encodePrefix(disk: disk, offset: UInt64(offset), into: &writer)
-        writer.write(bytes: bytes)
-        send(.diskWrite, writer.bytes, epoch)
-    }
-
-    func diskZeroes(disk: Int, offset: Int, count: Int, isDiscard: Bool) {
-        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
-        let range = ByteRange(offset: UInt64(offset), length: UInt64(count))
-        send(isDiscard ? DiskExtent.discard(disk: disk, range: range) : .zeroes(disk: disk, range: range), epoch)
-    }
 
     // MARK: The initial copy
 
@@ -145,14 +132,20 @@ final class AgentModel: GuestSink, WireEnd {
         try machine.welcomed(generation: welcome.generation, firstEpoch: welcome.firstEpoch)
         stage = .copying
         policy = EpochPolicy(interval: world.options.interval, now: world.monotonic(host))
-        guest.sink = self
-        _ = guest.takeDirty()
+        known = guest.shape.diskSizes.map { KnownBlocks(diskSize: UInt64($0), digestLimit: 1 << 10) }
         if let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendIdentity() }) {
             send(IdentityPayload(json: Array("{}".utf8)), epoch)
         }
         if let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendRamLayout() }) {
             send(guest.shape.layoutPayload, epoch)
         }
+    }
+
+    /// The mirrors begin: from here on every write of the guest comes by, and all of its RAM is copied.
+    func mirror() {
+        guard stage == .copying else { return }
+        guest.sink = self
+        _ = guest.takeDirty()
         copyMore()
     }
 
@@ -160,7 +153,7 @@ final class AgentModel: GuestSink, WireEnd {
     private func copyMore() {
         guard stage == .copying else { return }
         if outstanding < budget / 2 {
-            for _ in 0..<8 where copiedDisk < guest.disks.count { copyDisk() }
+            for _ in 0..<2 where copiedDisk < guest.disks.count { copyDisk() }
             for _ in 0..<8 where copiedPage < layout.pageCount {
                 encode(copiedPage, guest.page(copiedPage))
                 guest.clean(copiedPage)
@@ -170,6 +163,7 @@ final class AgentModel: GuestSink, WireEnd {
         }
         guard !isOver else { return }
         if copiedDisk == guest.disks.count, copiedPage == layout.pageCount {
+            settleHeld()
             boundary()
         } else {
             world.after(world.random(200_000...2_000_000)) { [weak self] in self?.copyMore() }
@@ -178,7 +172,7 @@ final class AgentModel: GuestSink, WireEnd {
 
     private func copyDisk() {
         let bytes = guest.disks[copiedDisk]
-        let end = min(copiedOffset + 4 * 4096, bytes.count)
+        let end = min(copiedOffset + KnownBlocks.blockSize, bytes.count)
         if bytes[copiedOffset..<end].allSatisfy({ $0 == 0 }) {
             diskZeroes(disk: copiedDisk, offset: copiedOffset, count: end - copiedOffset, isDiscard: false)
         } else {
@@ -310,7 +304,13 @@ final class AgentModel: GuestSink, WireEnd {
 
     private func received(_ header: FrameHeader, _ payload: [UInt8]) throws {
         guard let kind = SessionFrame(wireKind: header.kind.rawValue) else { return }
-        switch try machine.received(FrameInfo(kind, generation: header.generation, epoch: header.epoch)) {
+        var info = FrameInfo(kind, generation: header.generation, epoch: header.epoch)
+        var digests: DiskDigests?
+        if kind == .diskDigests {
+            digests = try payload.withUnsafeBytes { try DiskDigests.decode($0) }
+            info.value = digests?.isLast == true ? 1 : 0
+        }
+        switch try machine.received(info) {
         case .readWelcome: try begin(payload.withUnsafeBytes { try Welcome.decode($0) })
         case .refused: end("\(try payload.withUnsafeBytes { try Refuse.decode($0) })")
         case .committed(let epoch):
@@ -326,7 +326,9 @@ final class AgentModel: GuestSink, WireEnd {
             consumed = credit.consumedTotal
             consider()
         case .close: end("the secondary left")
-        case .loaded, .replied, .echoed, .digests, .verifyRam: break
+        case .digests:
+            if let digests, let wrong = describe(digests) { end("the secondary's digests are wrong: \(wrong)") }
+        case .loaded, .replied, .echoed, .verifyRam: break
         }
     }
 

@@ -23,7 +23,8 @@ extension Simulation {
         if powerLoss, chance(1, in: 3) {
             // And once more, in the middle of the recovery.
             copy.faults.halt = (pick(0...60), chance(1, in: 2) ? .processDied : .powerLost)
-            do { _ = try StoreModel(copy) } catch let halt as Halt { if halt == .powerLost { copy.losePower() } } catch {}
+            do { _ = try StoreModel(copy) } catch let halt as Halt { if halt == .powerLost { copy.losePower() } } catch
+            {}
             copy.faults.halt = nil
         }
         let isForgetful = powerLoss && options.durability == .memory
@@ -99,8 +100,12 @@ extension Simulation {
             if disk.pressure.used > disk.pressure.limit { fail("\(disk.folder) holds more than its memory") }
             if disk.hiddenCount > 3 { fail("\(disk.folder) has \(disk.hiddenCount) hidden disks") }
         }
-        if let ram = daemon.store?.ram, ram.pressure.used > ram.pressure.limit { fail("more pages staged than there are") }
-        if let agent, !agent.isOver, agent.uncommitted > 2 { fail("the agent has \(agent.uncommitted) epochs under way") }
+        if let ram = daemon.store?.ram, ram.pressure.used > ram.pressure.limit {
+            fail("more pages staged than there are")
+        }
+        if let agent, !agent.isOver, agent.uncommitted > 2 {
+            fail("the agent has \(agent.uncommitted) epochs under way")
+        }
     }
 
     /// At the end all is calm: what is recovered is what was acknowledged last.

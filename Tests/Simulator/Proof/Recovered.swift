@@ -12,7 +12,8 @@ struct Machine: Equatable {
     func difference(from other: Machine) -> String? {
         var parts: [String] = []
         for (index, pair) in zip(disks, other.disks).enumerated() where pair.0 != pair.1 {
-            let blocks = Set((0..<min(pair.0.count, pair.1.count)).filter { pair.0[$0] != pair.1[$0] }.map { $0 / 4096 })
+            let blocks = Set(
+                (0..<min(pair.0.count, pair.1.count)).filter { pair.0[$0] != pair.1[$0] }.map { $0 / 4096 })
             parts.append("disk \(index) in blocks \(blocks.sorted().prefix(8))")
         }
         if ram != other.ram {

@@ -25,6 +25,8 @@ final class CommitFileModel {
         found = try CommitSlots.choose(
             Array(bytes[..<CommitSlot.length]), Array(bytes[CommitSlot.length...]), store: store)
         record = found.record
+        // What was read may be in the page cache only; nothing is built on it before it is durable.
+        if record != nil, storage.mutation != .trustPageCache { try storage.sync(Self.path) }
         nextSequence = found.nextSequence
     }
 

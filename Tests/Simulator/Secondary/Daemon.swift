@@ -40,6 +40,7 @@ final class Daemon: WireEnd {
     private var isBusy = false
     private var isDead = false
     private var beats: UInt64 = 0
+    private var survey: [DiskDigests] = []
     /// For a planted bug: an epoch whose answer waits for the next one.
     private var heldBack: Epoch?
 
@@ -85,7 +86,9 @@ final class Daemon: WireEnd {
     }
 
     func wire(_ wire: Wire, delivered bytes: [UInt8]) {
-        guard !isDead, let connection = connections.first(where: { $0.wire === wire }), connection.isOpen else { return }
+        guard !isDead, let connection = connections.first(where: { $0.wire === wire }), connection.isOpen else {
+            return
+        }
         connection.lastHeard = world.now
         do {
             try bytes.withUnsafeBytes { raw in
@@ -220,6 +223,14 @@ final class Daemon: WireEnd {
         do {
             let welcome = try open(hello, connection)
             answers.append(frame(welcome, welcome.generation))
+            guard let store else { return }
+            if storage.mutation != .staleDigests || survey.isEmpty {
+                survey = try SurveyModel.digests(store, storage)
+            }
+            for digests in survey {
+                try machine.sendDigests(isLast: digests.isLast)
+                answers.append(frame(digests, welcome.generation))
+            }
         } catch let refuse as Refuse {
             world.note("secondary \(host) refuses \(hello.label): \(refuse.code)")
             answers.append(frame(refuse, Generation(0)))
@@ -285,9 +296,7 @@ final class Daemon: WireEnd {
         case .say(.reply, let epoch):
             try machine.replied(epoch)
             answers.append(say(.reply, epoch))
-        // The model guest's RAM is compared by the simulator itself.
-        case .keepRamDigests, .keepRamFigures: break
-        case .say, .echo, .decide: break
+        case .say, .echo, .decide, .keepRamDigests, .keepRamFigures: break
         case .close: drop(connection, "the primary left")
         }
     }
@@ -371,7 +380,8 @@ final class Daemon: WireEnd {
                     from: .secondary, frame(Heartbeat(counter: beats, sentAt: world.monotonic(host))))
             }
         }
-        for connection in connections where !connection.isWelcomed && world.now > connection.lastHeard + 10_000_000_000 {
+        for connection in connections where !connection.isWelcomed && world.now > connection.lastHeard + 10_000_000_000
+        {
             drop(connection, "no hello")
         }
         world.after(200_000_000) { [weak self] in self?.beat() }

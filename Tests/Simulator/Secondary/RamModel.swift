@@ -57,7 +57,9 @@ final class RamModel {
         if let survivor = try survivingCache(storage, session, layout, committed) {
             cache = survivor
         } else {
-            guard durable else { throw StoreModel.Failed("the RAM of epoch \(committed) was in memory only; it is lost") }
+            guard durable else {
+                throw StoreModel.Failed("the RAM of epoch \(committed) was in memory only; it is lost")
+            }
             cache = CacheDirectory(layout: layout)
             storage.shared.caches[session] = cache
             let archive = RamArchiveModel(

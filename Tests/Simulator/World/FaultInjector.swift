@@ -15,7 +15,8 @@ extension Simulation {
         case .secondaryCrash, .crashWithinOperation, .crashWithinRecovery, .agentCrash, .secondaryPowerLoss,
             .powerLossWithinOperation, .primaryPowerLoss, .bothPowerLoss:
             injectDeath(kind)
-        case .diskFull, .writeError, .readError, .failedSync, .failedCommit, .slowDisk, .lyingSync, .bitRot, .misdirectedWrite:
+        case .diskFull, .writeError, .readError, .failedSync, .failedCommit, .slowDisk, .lyingSync, .bitRot,
+            .misdirectedWrite:
             injectDisk(kind, hosts[chance(4, in: 5) ? 1 - guestHost : guestHost])
         case .linkDelay, .linkCut, .linkStall, .linkHalfOpen, .garbledBytes, .lostFrame, .duplicateConnection:
             injectLink(kind)

@@ -17,6 +17,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case skipRecordSync
     /// The record goes over the newest one instead of the older one.
     case wrongSlot
+    /// A record that a restarted daemon reads counts before it is synced.
+    case trustPageCache
     /// A torn slot is believed.
     case tornSlotAccepted
     /// Failover keeps the generation and the role.
@@ -27,6 +29,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case applyBeforeSeal
     /// Deltas are made against what an earlier session had sent.
     case staleShadow
+    /// The secondary tells what its disks held in an earlier session.
+    case staleDigests
     /// Blocks are overwritten without a pre-image.
     case skipPreImage
     /// The pre-image is written behind the block's new contents.

@@ -137,7 +137,7 @@ extension Simulation {
             halted(index, halt)
         } catch {
             note("host \(index): remove failed: \(error)")
-            if daemon.hasLiveSession { host.ledger = before }
+            if daemon.hasLiveSession { host.ledger = before } else { host.isPromoted = false }
             // What is left of it may not be opened by this process any more.
             if daemon.store == nil { crashDaemon(index) }
         }
@@ -160,7 +160,9 @@ extension Simulation {
         let host = hosts[daemon.host]
         let key = Ledger.Key(session: session, epoch: epoch)
         if isFenced(daemon.host) { fail("host \(daemon.host) committed \(key) although its guest was started") }
-        if host.ledger.writer != session { fail("host \(daemon.host) committed \(key) for a primary that was replaced") }
+        if host.ledger.writer != session {
+            fail("host \(daemon.host) committed \(key) for a primary that was replaced")
+        }
         host.ledger.acknowledge(key)
         host.failedAttaches = 0
         host.restarts = 0
