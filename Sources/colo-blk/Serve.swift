@@ -27,6 +27,16 @@ struct Serve: AsyncParsableCommand {
     @Option(name: .long, help: "The QEMU to start instead of the one that the primary ran.")
     var qemu: String?
 
+    @Option(
+        name: .long, help: "MiB of memory logs after which a new base is written; half of a guest's memory by default.")
+    var ramLog: Int?
+
+    func validate() throws {
+        if let ramLog, !(1...1 << 20).contains(ramLog) {
+            throw ValidationError("--ram-log takes 1 to 1048576 MiB")
+        }
+    }
+
     mutating func run() async throws {
         do {
             let address = try Address(parsing: listen)
@@ -39,7 +49,8 @@ struct Serve: AsyncParsableCommand {
             let daemon = try SecondaryDaemon.open(
                 options: .init(
                     store: store.store, proof: !noProof, qemu: qemu,
-                    seeds: try seed.map { text in try DiskSeed(parsing: text) }),
+                    seeds: try seed.map { text in try DiskSeed(parsing: text) },
+                    ramLogBytes: ramLog.map { UInt64($0) << 20 }),
                 log: log)
             let services = ServiceGroup(
                 services: [DaemonService(daemon: daemon, address: address)],

@@ -49,6 +49,32 @@ extension RealGuests {
             }
         }
 
+        @Test func theCacheStaysEqualOverManyCheckpointsOfAGuestThatWritesItsMemory() throws {
+            try Scene.run("ram-verify-long") { scene in
+                let guest = try scene.launch(.init(workload: .mem))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "50ms"])
+                try attach.waitUntilProtected()
+                try secondary.waitForProof(name)
+                let first = try secondary.committedEpoch(name)
+                var comparisons = 0
+                while try secondary.committedEpoch(name) < first + Settings.comparedCheckpoints {
+                    // Every fourth one with the guest's own memory.
+                    let options = comparisons % 4 == 3 ? ["--guest-memory"] : []
+                    let result = try secondary.ram("verify", name, options)
+                    guard result.code == 0 else {
+                        throw TestFailure("comparison \(comparisons): exit code \(result.code): \(result)")
+                    }
+                    comparisons += 1
+                }
+                try guest.checkAlive()
+                scene.say("\(comparisons) comparisons over \(Settings.comparedCheckpoints) checkpoints are clean")
+                try attach.detach()
+            }
+        }
+
         @Test func withoutACopyOnlyTheGuestsOwnMemoryCanBeCompared() throws {
             try Scene.run("ram-verify-no-delta") { scene in
                 let guest = try scene.launch(.init(workload: .mem))

@@ -32,6 +32,7 @@ final class GuestStore {
     let directory: String
     let ramDirectory: String
     private let storeID: Identifier
+    private let ramLogBytes: UInt64?
     private let log: Logger
     private let commitFile: CommitFile
     private var disks: [(id: String, replica: DiskReplica)] = []
@@ -74,7 +75,13 @@ final class GuestStore {
     }
 
     /// Opens a guest's folder and makes it agree with its commit record: what came later is rolled back.
-    init(name: String, directory: String, ramDirectory: String, storeID: Identifier, log: Logger) throws {
+    ///
+    /// - Parameter ramLogBytes: length of the RAM's logs at which a new base is begun; nil: half of the RAM, 64 MiB or more.
+    init(
+        name: String, directory: String, ramDirectory: String, storeID: Identifier, ramLogBytes: UInt64? = nil,
+        log: Logger
+    ) throws {
+        self.ramLogBytes = ramLogBytes
         self.name = name
         self.directory = directory
         self.ramDirectory = ramDirectory
@@ -155,7 +162,10 @@ final class GuestStore {
     }
 
     private func ramConfiguration(_ durability: Durability) throws -> RamStore.Configuration {
-        RamStore.Configuration(directory: "\(directory)/ram", tmpfs: ramDirectory, durability: durability)
+        var configuration = RamStore.Configuration(
+            directory: "\(directory)/ram", tmpfs: ramDirectory, durability: durability)
+        configuration.logLimitBytes = ramLogBytes
+        return configuration
     }
 
     private func layout(of files: SessionFiles) throws -> RamLayout {

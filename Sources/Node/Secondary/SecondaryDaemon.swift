@@ -19,10 +19,14 @@ public struct SecondaryOptions: Sendable {
     public var ramDirectory: String
     /// What new replicas begin with.
     public var seeds: [DiskSeed]
+    /// Length of a guest's RAM logs at which a new base is begun; nil: half of its RAM, 64 MiB or more.
+    public var ramLogBytes: UInt64?
 
     public init(
-        store: String, proof: Bool, qemu: String?, ramDirectory: String? = nil, seeds: [DiskSeed] = []
+        store: String, proof: Bool, qemu: String?, ramDirectory: String? = nil, seeds: [DiskSeed] = [],
+        ramLogBytes: UInt64? = nil
     ) {
+        self.ramLogBytes = ramLogBytes
         self.seeds = seeds
         self.store = store
         self.proof = proof
@@ -74,7 +78,7 @@ public final class SecondaryDaemon: Sendable {
         let guestStore = try GuestStore(
             name: name, directory: store.guestDirectory(name),
             ramDirectory: try RamTmpfs.prepare(base: options.ramDirectory, name: ramName(name)),
-            storeID: store.description.id, log: log)
+            storeID: store.description.id, ramLogBytes: options.ramLogBytes, log: log)
         guestStore.seeded = try seedSizes(name, committed: guestStore.record?.epoch)
         let replica = GuestReplica(
             name: name, store: guestStore, settings: options, starter: group.next(), log: log)

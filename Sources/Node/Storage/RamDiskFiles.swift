@@ -37,7 +37,7 @@ final class RamDiskFiles {
         directory = configuration.directory
         self.session = session
         self.layout = layout
-        threshold = max(configuration.compactionMinimumBytes, layout.total / 2)
+        threshold = configuration.logLimitBytes ?? max(configuration.compactionMinimumBytes, layout.total / 2)
         log = try RamLog.create(
             directory: configuration.directory, session: session, layout: layout, firstEpoch: firstEpoch,
             beginsSession: true)
@@ -52,7 +52,7 @@ final class RamDiskFiles {
         directory = configuration.directory
         self.session = session
         self.layout = layout
-        threshold = max(configuration.compactionMinimumBytes, layout.total / 2)
+        threshold = configuration.logLimitBytes ?? max(configuration.compactionMinimumBytes, layout.total / 2)
         let logs = files.filter { $0.kind == .log }.sorted { $0.epoch < $1.epoch }
         guard let last = logs.last else {
             throw RamStoreError(

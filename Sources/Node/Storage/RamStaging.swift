@@ -123,9 +123,16 @@ final class RamStaging {
         throws(RamStoreError)
     {
         for position in 0..<entryCount {
-            let entry = StagingEntry(rawValue: entries[position])
-            try body(entry.page, entry.isZero ? nil : UnsafeRawPointer(slots + Int(entry.slot) * Sizes.page))
+            let (page, contents) = entry(position)
+            try body(page, contents)
         }
+    }
+
+    /// One page of the epoch, by the order in which they came; contents nil = zero.
+    @inline(__always)
+    func entry(_ position: Int) -> (page: Int, contents: UnsafeRawPointer?) {
+        let entry = StagingEntry(rawValue: entries[position])
+        return (entry.page, entry.isZero ? nil : UnsafeRawPointer(slots + Int(entry.slot) * Sizes.page))
     }
 
     /// Empties the staging; memory above what is retained goes back to the kernel.

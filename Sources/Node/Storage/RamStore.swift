@@ -1,4 +1,5 @@
 import AsyncIO
+import Dispatch
 import Glibc
 import RamCache
 import Units
@@ -47,6 +48,8 @@ final class RamStore {
         var durability: Durability
         /// Logs are compacted when they are longer than this (bytes) and than half of the RAM.
         var compactionMinimumBytes: UInt64 = 64 << 20
+        /// Logs are compacted when they are longer than this (bytes), whatever the RAM; nil: see above.
+        var logLimitBytes: UInt64?
         /// Shared memory that staging keeps between epochs, in bytes.
         var retainedBytes = 32 << 20
     }
@@ -265,8 +268,28 @@ final class RamStore {
         if applied != nil {
             try cache.mark(.applying, epoch)
             let base = disk?.building
-            try staging.forEach { (page, contents) throws(RamStoreError) in
-                if let base, disk?.building != nil { disk?.preserve(page, in: base) }
+            if let base {
+                try staging.forEach { (page, _) throws(RamStoreError) in
+                    if disk?.building != nil { disk?.preserve(page, in: base) }
+                }
+            }
+            copyStaging()
+        }
+        try cache.mark(.applied, epoch)
+        applied = epoch
+        disk?.applied()
+        state = .idle
+        try staging.reset()
+    }
+
+    /// Copies the staged pages into the cache, on several threads when there are many: each page is staged once, and its
+    /// memory was taken when it was.
+    private func copyStaging() {
+        let count = staging.entryCount
+        let parts = count < Self.pagesOfParallelCopy ? 1 : Self.copyThreads
+        DispatchQueue.concurrentPerform(iterations: parts) { part in
+            for position in count * part / parts..<count * (part + 1) / parts {
+                let (page, contents) = staging.entry(position)
                 let place = layout.location(ofGlobalPage: page)
                 if let contents {
                     memcpy(cache.writablePage(place.block, place.page), contents, Sizes.page)
@@ -275,12 +298,11 @@ final class RamStore {
                 }
             }
         }
-        try cache.mark(.applied, epoch)
-        applied = epoch
-        disk?.applied()
-        state = .idle
-        try staging.reset()
     }
+
+    private static let copyThreads = 2
+    /// Fewer pages than these (2 MiB) are copied sooner than another thread is awake.
+    private static let pagesOfParallelCopy = 512
 
     /// Tells that the commit record of the epoch, with ``recoveryFiles`` as they were at its seal, is durable: what
     /// only older records needed is removed by the next calls of ``compactSlice(maxBytes:)``, and with the first

@@ -11,6 +11,10 @@ final class Guest {
         var hasDisk = true
         /// More words for the kernel command line.
         var append = ""
+        /// KiB of RAM; the launcher's own when nil.
+        var memoryKiB: Int?
+        /// More arguments for QEMU.
+        var arguments: [String] = []
     }
 
     let pid: pid_t
@@ -50,9 +54,10 @@ final class Guest {
             }
             arguments += ["--disk", disk]
         }
+        if let memory = options.memoryKiB { arguments += ["--mem-kib", "\(memory)"] }
         if !options.append.isEmpty { arguments += ["--append", options.append] }
         let watch = directory + "/watch.sock"
-        arguments += ["--", "-qmp", "unix:\(watch),server=on,wait=off"]
+        arguments += ["--", "-qmp", "unix:\(watch),server=on,wait=off"] + options.arguments
         let process = try ChildProcess("guest", Settings.launcher, arguments, output: directory + ".launch.log")
         let writes = options.hasDisk && (options.workload == .disk || options.workload == .all)
         return Guest(

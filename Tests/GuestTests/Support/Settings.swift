@@ -13,6 +13,9 @@ enum Settings {
     /// Deaths of the agent at random moments of fast checkpoints.
     static var agentDeaths: Int { number("COLO_BLK_AGENT_DEATHS") ?? (isFull ? 30 : 5) }
 
+    /// Checkpoints over which the RAM cache is compared with the guest.
+    static var comparedCheckpoints: Int { number("COLO_BLK_COMPARED_CHECKPOINTS") ?? (isFull ? 1000 : 60) }
+
     /// Rounds of the other tests that repeat themselves.
     static var rounds: Int { number("COLO_BLK_ROUNDS") ?? (isFull ? 6 : 3) }
 

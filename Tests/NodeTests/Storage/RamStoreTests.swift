@@ -232,4 +232,52 @@ import Units
             }
         }
     }
+
+    @Test func `a guest of a tebibyte takes only what it writes`() throws {
+        let place = RamTestPlace()
+        let layout = try RamLayout(blocks: [
+            .init(name: "pc.ram", length: (1 << 40) - (2 << 20)), .init(name: "vga.vram", length: 1 << 20),
+            .init(name: "/rom@etc/acpi/tables", length: 4096),
+        ])
+        let store = try RamStore.create(
+            place.configuration(.memory), session: Identifier(high: 9, low: 9), layout: layout, firstEpoch: Epoch(1))
+        let last = layout.blocks[0].pageCount - 1
+        func batch(_ value: UInt8) -> [UInt8] {
+            let encoder = PageBatchEncoder(useDelta: false)
+            let contents = [UInt8](repeating: value, count: Sizes.page)
+            var bytes: [UInt8] = []
+            contents.withUnsafeBytes { page in
+                for number in [0, last / 2, last] { encoder.add(block: 0, page: number, data: page, shadow: nil) }
+            }
+            _ = encoder.finish(into: &bytes)
+            return bytes
+        }
+        try store.take(Epoch(1), [batch(1)])
+        try store.take(Epoch(2), [batch(2)])
+        for number in [0, last / 2, last] {
+            #expect(store.page(block: 0, page: number).load(fromByteOffset: 77, as: UInt8.self) == 2)
+        }
+        #expect(store.page(block: 0, page: 5 << 20).load(as: UInt8.self) == 0)
+        #expect(store.statistics.cacheBytes + store.statistics.stagingBytes < 8 << 20)
+    }
+
+    @Test func `many staged pages are copied by several threads, each to its place`() throws {
+        let place = RamTestPlace()
+        let layout = try RamLayout(blocks: [
+            .init(name: "pc.ram", length: 3000 * 4096), .init(name: "vga.vram", length: 700 * 4096),
+        ])
+        for seed in UInt64(1)...3 {
+            var random = RamTestRandom(seed: seed)
+            let guest = RamTestGuest(layout)
+            let store = try RamStore.create(
+                place.configuration(.memory), session: Identifier(high: 3, low: seed), layout: layout,
+                firstEpoch: Epoch(1))
+            try store.take(Epoch(1), guest.encode(0..<layout.pageCount, &random))
+            for epoch in UInt64(2)...4 {
+                let dirty = guest.run(changes: 3000, &random)
+                try store.take(Epoch(epoch), guest.encode(dirty, &random))
+                #expect(store.holds(guest.memory), "seed \(seed), epoch \(epoch)")
+            }
+        }
+    }
 }
