@@ -86,6 +86,8 @@ final class AgentCore {
     var dirtyPages = 0
     private(set) var running = false
     private(set) var checkpointRunning = false
+    /// QEMU was told to take a checkpoint and has not asked for it yet.
+    private var awaitsRequest = false
     /// QEMU asked for a checkpoint before the link allows one. It waits for our reply while the guest runs.
     private var replyIsHeld = false
     var pauseBegan: Moment?
@@ -347,6 +349,7 @@ final class AgentCore {
         switch decision {
         case .triggerNow:
             checkpointRunning = true
+            awaitsRequest = true
             triggerCheckpoint()
         case .wait(let until):
             let delay = until.nanoseconds(since: MonotonicClock.now())
@@ -358,9 +361,26 @@ final class AgentCore {
         }
     }
 
+    /// QEMU has taken our wish for a checkpoint. It may forget it: what comes between our last acknowledgement and the
+    /// moment at which its migration thread has read that is thrown away there. So it is told again, until it asks; a
+    /// wish too many costs a checkpoint that comes a little early.
+    func triggerTaken() {
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        loop.scheduleTask(in: Self.requestPatience) {
+            let core = bound.value
+            guard core.awaitsRequest, core.ending == nil else { return }
+            core.log.debug("QEMU has not asked for the checkpoint that it was told to take; it is told again")
+            core.triggerCheckpoint()
+        }
+    }
+
+    /// QEMU asks within some 2 ms of being told.
+    private static let requestPatience = TimeAmount.milliseconds(100)
+
     /// QEMU asks for a checkpoint. The guest runs until we reply, so the reply may wait for the link.
     func requested() {
         checkpointRunning = true
+        awaitsRequest = false
         guard machine.mayCheckpoint else {
             replyIsHeld = true
             return

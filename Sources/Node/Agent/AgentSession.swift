@@ -141,7 +141,8 @@ final class AgentSession: Sendable {
             let core = AgentCore(
                 settings: settings, machine: machine, link: connected.channel, loop: loop, log: log)
             core.onEnd = { [end] reason in end.yield(reason) }
-            core.triggerCheckpoint = { [self] in triggerCheckpoint() }
+            let taken = NIOLoopBound(core, eventLoop: loop)
+            core.triggerCheckpoint = { [self] in triggerCheckpoint(taken) }
             core.locateGuestMemory = { [self] done in locateGuestMemory(done) }
             connected.handler.value.deliver(to: core, on: connected.channel)
             core.startHeartbeat()
@@ -154,12 +155,13 @@ final class AgentSession: Sendable {
     /// QEMU takes a checkpoint when its interval is set anew. The interval itself is an hour: we keep the time.
     static let quietCheckpointDelayMilliseconds: Int64 = 3_600_000
 
-    private func triggerCheckpoint() {
-        Task { [relay, end] in
+    private func triggerCheckpoint(_ core: NIOLoopBound<AgentCore>) {
+        Task { [relay, loop, end] in
             do {
                 try await relay.execute(
                     "migrate-set-parameters",
                     ["x-checkpoint-delay": .integer(Self.quietCheckpointDelayMilliseconds)])
+                loop.execute { core.value.triggerTaken() }
             } catch {
                 end.yield(.failed("QEMU took no checkpoint: \(error)"))
             }
