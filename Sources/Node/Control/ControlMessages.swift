@@ -109,6 +109,8 @@ public struct GuestStatus: Codable, Sendable {
         case idle
         /// The replica has become the guest.
         case failedOver = "failed over"
+        /// The replica was to become the guest, which did not start; the message says why. It may be tried again.
+        case failoverFailed = "failover failed"
         /// The replica cannot be started; the message says why.
         case damaged
     }

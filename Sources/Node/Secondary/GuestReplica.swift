@@ -39,6 +39,8 @@ actor GuestReplica {
     private var lastCommitMilliseconds: Double?
     private var guest: RunningGuest?
     private var isFailingOver = false
+    /// Why the last failover did not end with a running guest; nil when it did, or when there was none.
+    private var failoverFailure: String?
     private var lastEnd: String?
 
     init(name: String, store: sending GuestStore, settings: SecondaryOptions, starter: any EventLoop, log: Logger) {
@@ -82,6 +84,7 @@ actor GuestReplica {
             survey = DiskSurvey(disks: store.diskFiles)
             session = newSession
             currentSessionID = hello.session
+            failoverFailure = nil
             tallies = [:]
             lastEnd = nil
             log.info("primary connected", metadata: ["guest": "\(name)", "from": "\(newSession.label)"])
@@ -313,6 +316,17 @@ actor GuestReplica {
             giveUpCheck("the guest failed over while the RAM was compared")
         }
         lastEnd = nil
+        do {
+            let report = try await become(plan, wasPromoted: wasPromoted, decided: decided)
+            failoverFailure = nil
+            return report
+        } catch {
+            failoverFailure = "\(error)"
+            throw error
+        }
+    }
+
+    private func become(_ plan: FailoverPlan, wasPromoted: Bool, decided: Moment) async throws -> FailoverReport {
         // The record first: an active disk without one is somebody's writes that no record speaks of.
         if !wasPromoted { try store.promote() }
         defer {
@@ -385,7 +399,8 @@ actor GuestReplica {
             durability: store.record.map { "\($0.durability)" } ?? "-",
             disks: store.diskDescriptions.map { GuestStatus.Disk(id: $0.id, bytes: $0.size) }, ramBytes: store.ramBytes,
             proof: proof, commits: commits)
-        status.message = store.damage ?? lastEnd
+        status.message =
+            failoverFailure.map { "\($0); 'colo-blk failover \(name)' tries again" } ?? store.damage ?? lastEnd
         if let record = store.record {
             status.committedEpoch = record.epoch.rawValue
             status.committedAtMilliseconds = record.wallClockMilliseconds
@@ -403,6 +418,7 @@ actor GuestReplica {
     }
 
     private func state() -> GuestStatus.State {
+        if failoverFailure != nil, session == nil, runningGuest == nil { return .failoverFailed }
         if store.isPromoted { return .failedOver }
         if store.damage != nil { return .damaged }
         guard let session else { return .idle }

@@ -47,7 +47,7 @@ final class TestPrimary {
     /// The initial copy, up to and without its commit.
     func begin() throws {
         epoch = try store.beginSession(hello)
-        store.keepIdentity(try identity())
+        store.keepIdentity(try Self.identity())
         try store.layOutRam(
             RamLayoutPayload(
                 ramSectionID: 2, configuration: [0, 0, 0, 4] + Array("none".utf8),
@@ -57,7 +57,7 @@ final class TestPrimary {
         }
     }
 
-    private func identity() throws -> [UInt8] {
+    static func identity() throws -> [UInt8] {
         var answers = GuestAnswers()
         answers.answers["query-version"] = ["qemu": ["major": 7, "minor": 2, "micro": 22], "package": ""]
         answers.machineType = "none-machine"
