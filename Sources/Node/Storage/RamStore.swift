@@ -287,6 +287,9 @@ final class RamStore {
     private func copyStaging() {
         let count = staging.entryCount
         let parts = count < Self.pagesOfParallelCopy ? 1 : Self.copyThreads
+        // The threads read the same staging and write different pages of the cache, and are done when this returns.
+        nonisolated(unsafe) let (staging, cache) = (staging, cache)
+        let layout = layout
         DispatchQueue.concurrentPerform(iterations: parts) { part in
             for position in count * part / parts..<count * (part + 1) / parts {
                 let (page, contents) = staging.entry(position)
