@@ -11,6 +11,8 @@ final class CommitFile {
     /// What was found when the file was opened, for the recovery plan.
     let found: CommitSlots.Choice
     private var nextSequence: UInt64
+    /// A record whose writing failed: whether a restart would find it is not known. ``settle()`` decides it.
+    private(set) var isInDoubt = false
 
     /// Makes an empty file: nothing is committed. It is there as a whole, or not at all.
     static func create(in directory: String) throws(IOError) {
@@ -30,16 +32,42 @@ final class CommitFile {
         record = found.record
         nextSequence = found.nextSequence
         file = try DirectFile(path: path, mode: .readWrite, direct: false)
+        // A daemon that was killed may have left what was just read in the page cache only. Nothing is built on it before
+        // it is durable: recovery deletes what only the record before needs, and a recorded failover is not recorded
+        // again.
+        try file.sync()
+        try DirectFile.syncDirectory(Directory.parent(of: path))
     }
 
     /// Writes the next record; with `durable` it is on the medium when this returns. The record before it stays whole
-    /// in the other slot.
+    /// in the other slot. After an error the file is in doubt: the record before counts, and nothing that either of the
+    /// two vouches for may be touched before ``settle()`` or another `append` has succeeded.
     func append(durable: Bool, _ make: (_ sequence: UInt64) -> CommitRecord) throws(IOError) {
         let next = make(nextSequence)
         precondition(next.sequence == nextSequence)
+        isInDoubt = true
         try file.write(at: next.fileOffset, from: CommitSlot.encode(next))
         if durable { try file.sync() }
+        isInDoubt = false
         nextSequence += 1
         record = next
+    }
+
+    /// Makes sure that a restart finds the record that counts, not the one whose writing failed, by writing it over that
+    /// one. To be called before anything newer than the record is rolled back, cut or deleted.
+    func settle() throws(IOError) {
+        guard isInDoubt else { return }
+        guard let old = record else {
+            let offset = nextSequence % 2 * UInt64(CommitSlot.length)
+            try file.write(at: offset, from: [UInt8](repeating: 0, count: CommitSlot.length))
+            try file.sync()
+            isInDoubt = false
+            return
+        }
+        try append(durable: true) { sequence in
+            var again = old
+            again.sequence = sequence
+            return again
+        }
     }
 }

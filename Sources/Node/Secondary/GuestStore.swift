@@ -187,6 +187,7 @@ final class GuestStore {
     /// Begins a session: disks rolled back to the last checkpoint, or made new.
     func beginSession(_ hello: Hello) throws -> Epoch {
         precondition(session == nil, "one session at a time")
+        try commitFile.settle()
         let durable = hello.durability == .disk
         if record == nil {
             try prepareDisks(hello.disks, durable: durable)
@@ -377,10 +378,15 @@ final class GuestStore {
     func endSession() throws {
         guard let ended = session else { return }
         session = nil
+        // First of all: a record whose writing failed must not be found again once its epoch is rolled back.
+        try commitFile.settle()
         try ended.ram?.discardOpenEpoch()
         if record == nil {
-            // What has come of the initial copy stays: the next one is compared with it.
+            // What has come of the initial copy stays: the next one is compared with it. But behind a failed write or
+            // sync it can be read and yet be lost with the power, without ever being written again.
+            let doubtful = disks.filter { $0.replica.state.hasFailed }.map(\.id)
             disks = []
+            for id in doubtful { try perform(.deleteDisk(id)) }
             return
         }
         for disk in disks { _ = try disk.replica.recover(committed: committed) }

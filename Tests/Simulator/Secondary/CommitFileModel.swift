@@ -13,7 +13,8 @@ final class CommitFileModel {
     private(set) var isInDoubt = false
 
     static func create(_ storage: Storage) throws {
-        try storage.writeWhole(path, [UInt8](repeating: 0, count: CommitSlots.fileLength), durable: true)
+        try storage.writeWhole(path + ".new", [UInt8](repeating: 0, count: CommitSlots.fileLength), durable: true)
+        try storage.rename(path + ".new", to: path)
         try storage.syncDirectory("")
     }
 
@@ -25,9 +26,11 @@ final class CommitFileModel {
         found = try CommitSlots.choose(
             Array(bytes[..<CommitSlot.length]), Array(bytes[CommitSlot.length...]), store: store)
         record = found.record
-        // What was read may be in the page cache only; nothing is built on it before it is durable.
-        if record != nil, storage.mutation != .trustPageCache { try storage.sync(Self.path) }
         nextSequence = found.nextSequence
+        // What was found may be in the page cache only; nothing is built on it before it is durable.
+        guard storage.mutation != .trustPageCache else { return }
+        try storage.sync(Self.path)
+        try storage.syncDirectory("")
     }
 
     /// For a planted bug only: gives every slot that has a start the checksum that it should have.

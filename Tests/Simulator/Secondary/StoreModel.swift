@@ -1,3 +1,4 @@
+import BlockReplica
 import Checkpointer
 import Link
 import RamCache
@@ -154,10 +155,7 @@ final class StoreModel {
         try commitFile.settle()
         let durable = hello.durability == .disk
         if record == nil {
-            try removeDisks()
-            for disk in hello.disks {
-                try DiskModel.create(disk.id, size: disk.size, storage: storage, durable: durable)
-            }
+            try prepareDisks(hello.disks, durable: durable)
         } else {
             let known = (record?.disks ?? []).map { Hello.Disk(id: $0.id, size: $0.size) }
             guard known == hello.disks else { throw Refuse(code: .identityMismatch, message: "other disks") }
@@ -171,10 +169,17 @@ final class StoreModel {
         return first
     }
 
-    private func removeDisks() throws {
-        disks = []
-        for id in Set(storage.files(in: "disks").map { String($0.prefix { $0 != "/" }) }).sorted() {
-            try perform(.deleteDisk(id))
+    /// What a first session that never came to a commit has left of a disk of the same size is kept.
+    private func prepareDisks(_ wanted: [Hello.Disk], durable: Bool) throws {
+        for file in storage.files(in: "disks") {
+            let path = "disks/\(file)"
+            let isKept = wanted.contains {
+                path == "disks/\($0.id)/secondary.raw" && storage.image.size(path) == Int($0.size)
+            }
+            if !isKept { try storage.remove(path) }
+        }
+        for disk in wanted where !storage.exists("disks/\(disk.id)/secondary.raw") {
+            try DiskModel.create(disk.id, size: disk.size, storage: storage, durable: durable)
         }
     }
 
@@ -305,7 +310,15 @@ final class StoreModel {
         session = nil
         try commitFile.settle()
         try ended.ram?.discardOpenEpoch()
-        if record == nil { return try removeDisks() }
+        if record == nil {
+            // What has come of the initial copy stays, unless nobody knows what of it reached the medium.
+            let isKnown = disks.allSatisfy { !$0.pipeline.hasFailed }
+            if !isKnown, storage.mutation != .keepDoubtfulCopy {
+                for disk in disks { try storage.remove("\(disk.folder)/secondary.raw") }
+            }
+            disks = []
+            return
+        }
         for disk in disks { try disk.recover(committed: committed) }
     }
 

@@ -31,6 +31,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case staleShadow
     /// The secondary tells what its disks held in an earlier session.
     case staleDigests
+    /// What a first copy left behind a failed sync is taken for durable.
+    case keepDoubtfulCopy
     /// Blocks are overwritten without a pre-image.
     case skipPreImage
     /// The pre-image is written behind the block's new contents.

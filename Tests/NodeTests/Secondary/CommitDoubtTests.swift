@@ -1,0 +1,145 @@
+import AsyncIO
+import Checkpointer
+import Glibc
+import Logging
+import Synchronization
+import SystemPackage
+import TestSupport
+import Testing
+import Units
+
+@testable import Node
+
+/// Writes down the calls that change something, in order.
+private final class CallRecorder: FileObserver {
+    private let directory: String
+    private let lines = Mutex<[String]>([])
+
+    init(below directory: String) {
+        self.directory = directory
+        FileObservation.begin(below: directory, self)
+    }
+
+    func end() { FileObservation.end(below: directory) }
+
+    var calls: [String] { lines.withLock { $0 } }
+
+    func willPerform(_ call: FileCall) throws(IOError) {
+        let line: String? =
+            switch call {
+            case .sync(let path): "sync \(path)"
+            case .syncDirectory(let path): "sync of directory \(path)"
+            case .remove(let path): "remove \(path)"
+            default: nil
+            }
+        if let line { lines.withLock { $0.append(line) } }
+    }
+}
+
+/// What the simulator found: records of which it is not known whether they are on the medium.
+@Suite("A commit record in doubt")
+struct CommitDoubtTests {
+    private func open(_ place: Place) throws -> GuestStore {
+        try GuestStore(
+            name: "g", directory: place.directory, ramDirectory: place.tmpfs,
+            storeID: Identifier(high: 1, low: 2), log: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+    }
+
+    private func primary(_ store: GuestStore) -> TestPrimary {
+        let machine = TestMachine(
+            disk: [UInt8](repeating: 1, count: 4096 * 8),
+            ram: TestPrimary.blocks.map { [UInt8](repeating: 0, count: $0.1) }, device: [])
+        return TestPrimary(store: store, machine: machine, random: SplitMix64(seed: 5), durability: .disk)
+    }
+
+    private func commit(_ primary: TestPrimary) throws -> TestMachine {
+        let epoch = primary.epoch
+        try primary.touchDisk(epoch)
+        primary.touchRam()
+        try primary.store.boundary(opened: epoch.next)
+        let machine = primary.machine
+        try primary.sendState(epoch)
+        try primary.store.commit(epoch)
+        try primary.store.apply(epoch)
+        primary.advance()
+        return machine
+    }
+
+    @Test(
+        "a checkpoint whose record could not be synced is not found by the next daemon, and the one before is whole",
+        arguments: [0, 2])
+    func failedSync(commitsBefore: Int) throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        let faults = FaultInjector(below: place.directory)
+        defer { faults.end() }
+        var acknowledged: TestMachine?
+        do {
+            let store = try open(place)
+            let primary = primary(store)
+            try primary.begin()
+            for _ in 0..<commitsBefore { acknowledged = try commit(primary) }
+            faults.fail(.ioError, count: 1) { call in
+                if case .sync(let path) = call { return path.hasSuffix("/commit") }
+                return false
+            }
+            #expect(throws: IOError.self) { _ = try commit(primary) }
+            try store.endSession()
+        }
+        let reopened = try open(place)
+        #expect(reopened.damage == nil)
+        #expect(reopened.committed == Epoch(UInt64(commitsBefore)))
+        guard let acknowledged else {
+            #expect(reopened.record == nil)
+            return
+        }
+        let disk = try WholeFile.read("\(place.directory)/disks/d/secondary.raw", limit: 1 << 24)
+        #expect(disk == acknowledged.disk)
+        let ram = try #require(reopened.ram)
+        for block in acknowledged.ram.indices { #expect(Array(ram.contents(block: block)) == acknowledged.ram[block]) }
+    }
+
+    @Test("what a daemon finds is made durable before anything is deleted on the strength of it")
+    func syncedAtStart() throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        do {
+            let store = try open(place)
+            let primary = primary(store)
+            try primary.begin()
+            for _ in 0..<2 { _ = try commit(primary) }
+            // A leftover, so that recovery has something to delete.
+            try WholeFile.write("\(place.directory)/device/state-1", [1], durable: false)
+        }
+        let recorder = CallRecorder(below: place.directory)
+        defer { recorder.end() }
+        _ = try open(place)
+        let calls = recorder.calls
+        let synced = try #require(calls.firstIndex { $0.hasPrefix("sync ") && $0.hasSuffix("/commit") })
+        let named = try #require(calls.firstIndex(of: "sync of directory \(place.directory)"))
+        let removed = try #require(calls.firstIndex { $0.hasSuffix("/device/state-1") && $0.hasPrefix("remove ") })
+        #expect(synced < removed)
+        #expect(named < removed)
+    }
+
+    @Test("a first copy behind a failed sync is not kept: it can be read and yet be lost")
+    func doubtfulCopy() throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        let faults = FaultInjector(below: place.directory)
+        defer { faults.end() }
+        let store = try open(place)
+        let primary = primary(store)
+        try primary.begin()
+        faults.fail(.ioError, count: 1) { call in
+            if case .sync(let path) = call { return path.hasSuffix("/secondary.raw") }
+            return false
+        }
+        #expect(throws: DiskReplicaError.self) { _ = try commit(primary) }
+        try store.endSession()
+        #expect(!Directory.exists("\(place.directory)/disks/d/secondary.raw"))
+    }
+}
