@@ -13,16 +13,18 @@ final class DiskModel {
     private(set) var pipeline = DiskPipeline()
     private var overlays: [OverlayFile] = []
     private(set) var garbage: [String] = []
-    private let pool: SlabPool
+    private let pool: EpochBufferPool
     private var buffers: [Epoch: EpochBuffer] = [:]
     /// Small, so that an epoch takes several batches.
-    private let batchBlocks = 6
+    private static let batchBlocks = 6
+    private let batch = DrainBatch(capacity: DiskModel.batchBlocks)
     private let old: Memory
-    private let new: Memory
 
     private var secondary: String { "\(folder)/secondary.raw" }
     /// For the judge: memory in use and its limit, in blocks of 4 KiB.
-    var pressure: (used: Int, limit: Int) { (pool.used, pool.capacity) }
+    var pressure: (used: Int, limit: Int) {
+        (buffers.values.reduce(0) { $0 + $1.used }, pool.capacity * (buffers.values.first?.capacity ?? 1))
+    }
     var hiddenCount: Int { overlays.count }
 
     static func create(_ id: String, size: UInt64, storage: Storage, durable: Bool) throws {
@@ -39,9 +41,8 @@ final class DiskModel {
         size = UInt64(try storage.size("\(folder)/secondary.raw"))
         guard size > 0, size % 512 == 0 else { throw StoreModel.Failed("\(folder)/secondary.raw has \(size) bytes") }
         geometry = BlockGeometry(diskSize: size)
-        pool = SlabPool(byteLimit: 1 << 20)
-        old = Memory(count: batchBlocks * BlockGeometry.blockSize)
-        new = Memory(count: batchBlocks * BlockGeometry.blockSize)
+        pool = EpochBufferPool(geometry: geometry, byteLimit: 4 << 20)
+        old = Memory(count: Self.batchBlocks * BlockGeometry.blockSize)
         for epoch in hiddenEpochs() {
             overlays.append(try OverlayFile.open(epoch, in: folder, size: size, storage: storage))
         }
@@ -59,22 +60,32 @@ final class DiskModel {
 
     func beginEpoch(_ epoch: Epoch, preserve: Bool) throws {
         try pipeline.begin(epoch, preserve: preserve)
-        buffers[epoch] = EpochBuffer(geometry: geometry, pool: pool)
+        buffers[epoch] = try take()
+    }
+
+    private func take() throws -> EpochBuffer {
+        guard let buffer = pool.take() else { throw StoreModel.Failed("\(folder): the memory for writes is used up") }
+        return buffer
     }
 
     func write(epoch: Epoch, offset: UInt64, bytes: UnsafeRawBufferPointer) throws {
         try pipeline.checkWrite(epoch)
-        try intoBuffer(epoch) { $0.write(at: offset, bytes) }
+        var done = 0
+        while done < bytes.count {
+            guard let buffer = buffers[epoch] else { throw PipelineError.unknownEpoch(epoch) }
+            let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
+            let taken = buffer.write(at: offset + UInt64(done), rest)
+            done += taken
+            if taken < rest.count, try !drain() {
+                throw StoreModel.Failed("\(folder): the memory for writes is used up")
+            }
+        }
     }
 
     func writeZeroes(epoch: Epoch, range: ByteRange) throws {
         try pipeline.checkWrite(epoch)
-        try intoBuffer(epoch) { $0.writeZeroes(range) }
-    }
-
-    private func intoBuffer(_ epoch: Epoch, _ offer: (EpochBuffer) -> Bool) throws {
         guard let buffer = buffers[epoch] else { throw PipelineError.unknownEpoch(epoch) }
-        while !offer(buffer) {
+        while !buffer.writeZeroes(range) {
             guard try drain() else { throw StoreModel.Failed("\(folder): the memory for writes is used up") }
         }
     }
@@ -84,16 +95,18 @@ final class DiskModel {
         guard let open = pipeline.drainable, let buffer = buffers[open.epoch], !buffer.isEmpty else { return false }
         try pipeline.checkWrite(open.epoch)
         do {
-            var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: batchBlocks)
+            buffer.freeze()
+            var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: Self.batchBlocks)
             while true {
                 let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
-                let batch = try planner.next(
+                try planner.next(
+                    into: batch,
                     isPreserved: { block in
                         storage.mutation == .preservedTooEarly && overlay != nil || overlay?.isPreserved(block) ?? false
                     },
-                    nextData: { try nextData($0) })
-                guard let batch else { break }
-                try perform(batch, buffer, open)
+                    data: { try nextData($0) })
+                if batch.isEmpty { break }
+                try perform(buffer, open)
             }
             buffer.removeAll()
         } catch {
@@ -103,13 +116,15 @@ final class DiskModel {
         return true
     }
 
-    private func nextData(_ offset: UInt64) throws -> UInt64? {
+    /// One block at a time: the planner asks again.
+    private func nextData(_ offset: UInt64) throws -> Range<UInt64>? {
         guard let bytes = storage.image.contents(secondary) else { return nil }
-        let found = bytes[Int(offset)...].firstIndex { $0 != 0 }
-        return found.map { max(UInt64($0) / 4096 * 4096, offset) }
+        guard let found = bytes[Int(offset)...].firstIndex(where: { $0 != 0 }) else { return nil }
+        let start = UInt64(found) / 4096 * 4096
+        return max(start, offset)..<start + 4096
     }
 
-    private func perform(_ batch: DrainBatch, _ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
+    private func perform(_ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
         for run in batch.reads {
             let range = geometry.bytes(of: run.blocks)
             let start = old.base + run.position * BlockGeometry.blockSize
@@ -119,31 +134,29 @@ final class DiskModel {
                 secondary, at: Int(range.offset),
                 into: UnsafeMutableRawBufferPointer(start: start, count: Int(range.length)))
         }
-        let actions = DrainPlanner.resolve(
-            batch, buffer: buffer, old: UnsafeMutableRawBufferPointer(start: old.base, count: old.count),
-            new: UnsafeMutableRawBufferPointer(start: new.base, count: new.count))
+        batch.resolve(buffer, old: UnsafeMutableRawBufferPointer(start: old.base, count: old.count))
         let isLate = storage.mutation == .preImageAfterOverwrite
-        if !isLate { try preserve(actions, open) }
-        for run in actions.writes {
+        if !isLate { try preserve(open) }
+        for run in batch.writes {
             let range = geometry.bytes(of: run.blocks)
-            let start = new.base + run.position * BlockGeometry.blockSize
+            let start = buffer.address(run.position)
             try storage.write(
                 secondary, at: Int(range.offset),
                 Array(UnsafeRawBufferPointer(start: start, count: Int(range.length))))
         }
-        for blocks in actions.zeroRanges {
+        for blocks in batch.zeroRanges {
             let range = geometry.bytes(of: blocks)
             try storage.zero(secondary, at: Int(range.offset), count: Int(range.length))
         }
-        if isLate { try preserve(actions, open) }
+        if isLate { try preserve(open) }
     }
 
-    private func preserve(_ actions: DrainActions, _ open: DiskPipeline.OpenEpoch) throws {
-        guard !actions.preImageBlocks.isEmpty || !actions.zeroPreImageBlocks.isEmpty else { return }
+    private func preserve(_ open: DiskPipeline.OpenEpoch) throws {
+        guard !batch.preImageBlocks.isEmpty || !batch.zeroPreImageBlocks.isEmpty else { return }
         if storage.mutation == .skipPreImage { return }
         try overlay(for: open.epoch).preserve(
-            blocks: actions.preImageBlocks, runs: actions.preImages, old: UnsafeRawPointer(old.base),
-            zeroBlocks: actions.zeroPreImageBlocks)
+            blocks: batch.preImageBlocks, runs: batch.preImages, old: UnsafeRawPointer(old.base),
+            zeroBlocks: batch.zeroPreImageBlocks)
     }
 
     /// The new one is complete, then the older one names it, then something is put into it.
@@ -169,7 +182,7 @@ final class DiskModel {
             throw error
         }
         try pipeline.seal(epoch)
-        buffers[epoch] = nil
+        if let buffer = buffers.removeValue(forKey: epoch) { pool.giveBack(buffer) }
     }
 
     /// For a planted bug only: the sync that should have been earlier.
@@ -202,7 +215,7 @@ final class DiskModel {
     // MARK: Recovery
 
     func recover(committed: Epoch) throws {
-        for buffer in buffers.values { buffer.removeAll() }
+        for buffer in buffers.values { pool.giveBack(buffer) }
         buffers = [:]
         garbage = []
         overlays = []
@@ -221,13 +234,15 @@ final class DiskModel {
     private func rollBack(_ epoch: Epoch) throws {
         let overlay = try OverlayFile.open(epoch, in: folder, size: size, storage: storage)
         let isHasty = storage.mutation == .removeHiddenBeforeSync
+        let cluster = overlay.clusterSize
         try overlay.forEachRun { run in
-            let range = geometry.bytes(of: run.guestCluster..<run.guestCluster + run.count)
+            let start = run.guestCluster * cluster
+            let range = ByteRange(offset: start, length: min(run.count * cluster, size - start))
             guard let place = run.fileOffset else {
                 return try storage.zero(secondary, at: Int(range.offset), count: Int(range.length))
             }
-            let bytes = try storage.read(overlay.path, at: Int(place), count: Int(run.count) * BlockGeometry.blockSize)
-            try storage.write(secondary, at: Int(range.offset), Array(bytes[..<Int(range.length)]))
+            let bytes = try storage.read(overlay.path, at: Int(place), count: Int(range.length))
+            try storage.write(secondary, at: Int(range.offset), bytes)
         }
         if durable, !isHasty { try storage.sync(secondary) }
         try storage.remove(overlay.path)

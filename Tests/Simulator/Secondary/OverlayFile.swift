@@ -49,12 +49,16 @@ final class OverlayFile {
         return file
     }
 
-    func isPreserved(_ block: UInt64) -> Bool { writer?.contains(guestCluster: block) ?? false }
+    /// Bytes in a cluster.
+    var clusterSize: UInt64 { UInt64(reader.header.clusterSize) }
+
+    func isPreserved(_ block: UInt64) -> Bool { writer?.contains(block) ?? false }
 
     /// Data, then what makes it part of the image; durable when it returns, where syncs count.
     func preserve(blocks: [UInt64], runs: [BlockRun], old: UnsafeRawPointer, zeroBlocks: [UInt64]) throws {
         guard var writer else { preconditionFailure("a hidden disk that was found is only read") }
-        let plan = try writer.plan(data: blocks, zeroes: zeroBlocks)
+        var plan = OverlayGrowth()
+        try writer.extend(data: blocks, zeroes: zeroBlocks, &plan)
         self.writer = nil
         if Int(plan.fileLength) > fileSize {
             try storage.grow(path, to: Int(plan.fileLength) + 8192)
@@ -62,7 +66,7 @@ final class OverlayFile {
         }
         let mappingFirst = storage.mutation == .mappingBeforeData
         if mappingFirst {
-            for write in plan.mappingWrites { try storage.write(path, at: Int(write.offset), write.bytes) }
+            for write in plan.mappingWrites.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
         }
         var place = Int(plan.dataOffset)
         for run in runs {
@@ -71,13 +75,12 @@ final class OverlayFile {
             try storage.write(path, at: place, Array(UnsafeRawBufferPointer(start: start, count: count)))
             place += count
         }
-        for write in plan.refcountWrites { try storage.write(path, at: Int(write.offset), write.bytes) }
+        for write in plan.refcountWrites.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
         if !mappingFirst {
             if durable, !plan.refcountWrites.isEmpty { try storage.sync(path) }
-            for write in plan.mappingWrites { try storage.write(path, at: Int(write.offset), write.bytes) }
+            for write in plan.mappingWrites.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
         }
         if durable, storage.mutation != .skipHiddenSync { try storage.sync(path) }
-        writer.apply(plan)
         self.writer = writer
     }
 
