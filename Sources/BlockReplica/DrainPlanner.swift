@@ -88,7 +88,9 @@ public struct DrainPlanner {
                 block += 1
                 continue
             }
-            if !knownData.contains(block * unit) { knownData = try nextData(block * unit) ?? limit * unit..<limit * unit }
+            if !knownData.contains(block * unit) {
+                knownData = try nextData(block * unit) ?? limit * unit..<limit * unit
+            }
             let dataBlock = max(min(knownData.lowerBound / unit, limit), block)
             if dataBlock > block {
                 // A hole: old and new are both zero.

@@ -42,7 +42,7 @@ final class DiskDrain {
     }
 
     /// Transfers in flight at most, of each kind.
-    private static let depth = 256
+    private static let depth = 128
 
     let directory: String
     let io: DiskIO
@@ -154,6 +154,7 @@ final class DiskDrain {
 
     /// Hidden disks up to this epoch are of no more use.
     func drop(upTo epoch: Epoch) {
+        guard let first = overlays.first, first.epoch <= epoch else { return }
         garbage += overlays.filter { $0.epoch <= epoch }
         overlays.removeAll { $0.epoch <= epoch }
     }

@@ -15,6 +15,8 @@ final class DiskFileQueue: @unchecked Sendable {
     /// Signalled once for each buffer that has been drained or dropped, in the order in which they were added.
     private let finished: DispatchSemaphore
     private let failed = Atomic<Bool>(false)
+    /// Hidden disks up to this epoch are of no more use; whoever has the files next drops them.
+    private let dropped = Atomic<UInt64>(0)
     /// A step is on the queue. Touched on the queue only.
     private var isScheduled = false
 
@@ -49,6 +51,7 @@ final class DiskFileQueue: @unchecked Sendable {
     func perform<Value>(_ body: (DiskDrain) throws(DiskReplicaError) -> Value) throws(DiskReplicaError) -> Value {
         let outcome: Result<Value, DiskReplicaError> = queue.sync {
             let outcome: Result<Value, DiskReplicaError>
+            dropUseless()
             do throws(DiskReplicaError) {
                 outcome = .success(try body(drain))
             } catch { outcome = .failure(error) }
@@ -60,8 +63,16 @@ final class DiskFileQueue: @unchecked Sendable {
 
     /// Does something with the files later.
     func later(_ body: @escaping @Sendable (DiskDrain) -> Void) {
-        queue.async { [self] in body(drain) }
+        queue.async { [self] in
+            dropUseless()
+            body(drain)
+        }
     }
+
+    /// Notes that hidden disks up to this epoch are of no more use; waits for nobody.
+    func drop(upTo epoch: Epoch) { dropped.store(epoch.rawValue, ordering: .releasing) }
+
+    private func dropUseless() { drain.drop(upTo: Epoch(dropped.load(ordering: .acquiring))) }
 
     private func schedule() {
         failed.store(drain.failure != nil, ordering: .relaxed)
@@ -69,6 +80,7 @@ final class DiskFileQueue: @unchecked Sendable {
         isScheduled = true
         queue.async { [self] in
             isScheduled = false
+            dropUseless()
             drain.step()
             schedule()
         }

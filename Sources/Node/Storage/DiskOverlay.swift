@@ -218,7 +218,8 @@ final class DiskOverlay {
             let runs: [OverlayRun]
             do throws(Qcow2Error) {
                 runs = try currentReader().runs(
-                    table: UnsafeRawBufferPointer(table.slice(0, reader.header.clusterSize)), index: index, tableOffset: offset)
+                    table: UnsafeRawBufferPointer(table.slice(0, reader.header.clusterSize)), index: index,
+                    tableOffset: offset)
             } catch { throw .overlay(path: path, error) }
             for run in runs { try body(run) }
         }

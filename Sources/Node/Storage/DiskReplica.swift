@@ -63,7 +63,7 @@ public final class DiskReplica {
     private static let reclaimer = DispatchQueue(label: "colo-blk.reclaim", qos: .utility)
 
     /// What an epoch has written that is not on its way to the files.
-    private struct Pending {
+    struct Pending {
         var seal: DiskSeal
         /// Full buffers that wait for an earlier epoch to be sealed.
         var full: [EpochBuffer] = []
@@ -78,12 +78,13 @@ public final class DiskReplica {
     let files: DiskFileQueue
     let durable: Bool
     /// For reads of the newest contents, which the drain does not touch.
-    private let newest: DirectFile
+    let newest: DirectFile
+    private(set) lazy var staging = AlignedBuffer(minimumCount: 256 << 10)
     private var pipeline = DiskPipeline()
     private let pool: EpochBufferPool
-    private var pending: [Epoch: Pending] = [:]
+    private(set) var pending: [Epoch: Pending] = [:]
     /// Frozen buffers on their way into the files, oldest first.
-    private var handed: [EpochBuffer] = []
+    private(set) var handed: [EpochBuffer] = []
 
     // MARK: Making and opening
 
@@ -252,7 +253,7 @@ public final class DiskReplica {
     /// is being drained; their space comes back with ``reclaim()``.
     public func committed(_ epoch: Epoch) throws(DiskReplicaError) {
         try orThrow { () throws(PipelineError) in try pipeline.commit(epoch) }
-        files.later { $0.drop(upTo: epoch) }
+        files.drop(upTo: epoch)
     }
 
     /// Removes the files of dropped hidden disks, at most `count` of them. Call it when nothing waits: freeing a large
@@ -318,24 +319,6 @@ public final class DiskReplica {
         return bytes
     }
 
-    // MARK: Newest contents
-
-    /// Reads what was written last, whether it has reached the files or not. The range lies inside the disk; it may
-    /// start anywhere. Waits for the disk, but not for the drain.
-    public func readNewest(offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(DiskReplicaError) {
-        guard let range = ByteRange(checking: offset, length: UInt64(buffer.count)), range.fits(in: size) else {
-            throw .outside(ByteRange(offset: min(offset, size), length: UInt64(buffer.count)), size: size)
-        }
-        let epochs = pending.keys.sorted()
-        if let last = epochs.last.flatMap({ pending[$0]?.current }), last.overlay(onto: buffer, at: offset) { return }
-        do throws(IOError) { try newest.read(at: offset, into: buffer) } catch { throw .io(error) }
-        for older in handed { older.overlay(onto: buffer, at: offset) }
-        for epoch in epochs {
-            for older in pending[epoch]?.full ?? [] { older.overlay(onto: buffer, at: offset) }
-            pending[epoch]?.current?.overlay(onto: buffer, at: offset)
-        }
-    }
-
     // MARK: Parts
 
     private func orThrow(_ body: () throws(PipelineError) -> Void) throws(DiskReplicaError) {
@@ -343,7 +326,7 @@ public final class DiskReplica {
     }
 
     /// Does something with the files; an error of it stops the pipeline.
-    private func onFiles<Value>(
+    func onFiles<Value>(
         _ body: (DiskDrain) throws(DiskReplicaError) -> Value
     ) throws(DiskReplicaError) -> Value {
         do throws(DiskReplicaError) { return try files.perform(body) } catch {

@@ -110,7 +110,10 @@ final class Bench {
         let committed = now() - before
         before = now()
         try replica.reclaim()
-        print("  seal \(text(sealed * 1e3, 2)) ms, commit \(text(committed * 1e3, 3)) ms, reclaim \(text((now() - before) * 1e3, 2)) ms")
+        let reclaimed = now() - before
+        print(
+            "  seal \(text(sealed * 1e3, 2)) ms, commit \(text(committed * 1e3, 3)) ms, "
+                + "reclaim \(text(reclaimed * 1e3, 2)) ms")
     }
 
     func measure(_ name: String, length: Int, count: Int, _ offsets: () -> UInt64) throws {

@@ -1,0 +1,96 @@
+import AsyncIO
+import BlockReplica
+import Dispatch
+import NBD
+import Units
+
+/// The live disk of a replica as an NBD export: writes go straight into the buffer of the newest epoch, reads see what
+/// was written last, whether it has reached the files or not.
+///
+/// ```
+/// event loops ─► perform(batch) ─► the device's own thread ─► DiskReplica ═► its file queue
+/// ```
+/// A write is answered when it is in the buffer; it waits for room when the buffer's budget is used up, and that is the
+/// pressure that reaches the client. What was answered survives what the epoch's seal and its commit make it survive, not
+/// more: a flush in disk durability makes the newest contents of the secondary disk durable, but after a crash the disk
+/// goes back to its last checkpoint all the same.
+///
+/// Unchecked: the replica and the scratch memory are reached on the serial queue only; all else is immutable.
+public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
+    public let size: UInt64
+    public let isReadOnly = false
+    public let capabilities: ExportCapabilities = [.usual, .fastZero]
+    public let blockMin: UInt32 = 512
+    private let queue = DispatchQueue(label: "colo-blk.replica-device", qos: .userInitiated)
+    private let replica: DiskReplica
+    /// Of a read's answer. Touched on the queue only.
+    private var scratch = AlignedBuffer(minimumCount: 64 << 10)
+    /// Told of each failure of the disk, on the device's thread.
+    private let failed: @Sendable (DiskReplicaError) -> Void
+
+    /// Takes the replica over: it is reached through ``perform(_:)-(_)`` and ``withReplica(_:)`` only from now on.
+    public init(_ replica: sending DiskReplica, failed: @escaping @Sendable (DiskReplicaError) -> Void = { _ in }) {
+        size = replica.size
+        self.replica = replica
+        self.failed = failed
+    }
+
+    /// Does something with the replica on the device's thread, between two batches: epochs begin and end, checkpoints are
+    /// committed there. The caller's thread is not blocked.
+    public func withReplica<Value: Sendable>(
+        _ body: @escaping @Sendable (DiskReplica) throws -> Value
+    ) async throws -> Value {
+        try await withCheckedThrowingContinuation { continuation in
+            queue.async { [self] in continuation.resume(with: Result { try body(replica) }) }
+        }
+    }
+
+    public func perform(_ batch: ExportBatch) {
+        queue.async { [self] in
+            for request in batch.requests {
+                do throws(DiskReplicaError) {
+                    try perform(request, batch.replies)
+                } catch {
+                    failed(error)
+                    batch.replies.fail(request, error.isNoSpace ? .noSpace : .io)
+                }
+            }
+        }
+    }
+
+    private func perform(_ request: ExportRequest, _ replies: ExportReplies) throws(DiskReplicaError) {
+        switch request.operation {
+        case .read:
+            return try read(request, replies)
+        case .blockStatus:
+            return replies.extents(request, try replica.newestExtents(request.range))
+        case .write:
+            let epoch = replica.state.newest
+            let outcome: Result<Void, DiskReplicaError> = request.withPayload { bytes in
+                do throws(DiskReplicaError) {
+                    try replica.write(epoch: epoch, offset: request.offset, bytes: bytes)
+                    return .success(())
+                } catch { return .failure(error) }
+            }
+            try outcome.get()
+        case .zero:
+            try replica.writeZeroes(epoch: replica.state.newest, range: request.range)
+        case .trim:
+            try replica.discard(epoch: replica.state.newest, range: request.range)
+        case .flush:
+            try replica.flushNewest()
+        case .cache:
+            break
+        }
+        if request.isForced { try replica.flushNewest() }
+        replies.done(request)
+    }
+
+    /// Waits for the disk before it asks for room in the answer, for which the connection's loop may wait.
+    private func read(_ request: ExportRequest, _ replies: ExportReplies) throws(DiskReplicaError) {
+        if scratch.count < request.byteCount { scratch = AlignedBuffer(minimumCount: request.byteCount) }
+        let bytes = scratch.slice(0, request.byteCount)
+        try replica.readNewest(offset: request.offset, into: bytes)
+        replies.read(request, bytes: UnsafeRawBufferPointer(bytes))
+    }
+}
