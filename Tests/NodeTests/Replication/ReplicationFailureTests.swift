@@ -11,7 +11,7 @@ import Units
 @testable import Node
 
 /// The seven failures that QEMU's block replication document numbers, injected for real, and its answers. The first is
-/// in PrimaryDiskErrorTests.
+/// in PrimaryDiskErrorTests: there QEMU itself is the primary.
 @Suite("The seven failures of block replication")
 struct ReplicationFailureTests {
     private func started(_ rig: ReplicationRig, _ seed: Int, budget: UInt64 = 64 << 20) async throws -> RigPrimary {

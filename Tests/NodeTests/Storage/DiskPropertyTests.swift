@@ -50,7 +50,8 @@ private final class PropertyRun {
         self.size = size
         random = SplitMix64(seed: seed)
         // On a real disk thousands of small syncs take minutes, and change nothing that is compared.
-        durable = directory.hasPrefix("/dev/shm") && random.next() % 2 == 0
+        let isDurable = random.next() % 2 == 0
+        durable = directory.hasPrefix("/dev/shm") && isDurable
         replica = try DiskReplica.create(
             directory: directory, size: UInt64(size), durable: durable, limits: Self.limits(&random))
         model = NaiveDisk(disk: [UInt8](repeating: 0, count: size))
