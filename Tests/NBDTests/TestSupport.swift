@@ -26,6 +26,8 @@ struct MemoryDisk: NBDRequestHandler {
     var log: [String] = []
     /// What every request is answered.
     var answer: NBDErrno?
+    /// What block status is answered.
+    var extents: [NBDExtent] = []
 
     /// 64 KiB in which each sector holds its number.
     private static let fresh = (0..<65536).map { UInt8(truncatingIfNeeded: $0 / 512) }
@@ -59,6 +61,11 @@ struct MemoryDisk: NBDRequestHandler {
     mutating func flush(export: Int) -> NBDErrno? {
         log.append("flush \(export)")
         return answer
+    }
+
+    mutating func extents(export: Int, range: ByteRange, limit: Int) -> [NBDExtent] {
+        log.append("status \(export) \(range)")
+        return extents
     }
 
     mutating func cache(export: Int, range: ByteRange) -> NBDErrno? {

@@ -304,8 +304,9 @@ final class ExportConnection: ChannelDuplexHandler {
     private func sendOutput() {
         guard let context, output.readableBytes > 0 else { return }
         context.writeAndFlush(wrapOutboundOut(output), promise: nil)
-        // Reuses the memory when the socket has taken everything already.
-        output.clear(minimumCapacity: 4096)
+        // Reuses the memory when the socket has taken everything already; what one long read needed is not kept.
+        if output.capacity > 4 * Self.outputHigh { output = ByteBuffer() }
+        output.clear(minimumCapacity: max(4096, min(output.capacity, Self.outputHigh)))
     }
 
     /// Answers to options.
