@@ -4,9 +4,10 @@ import PackageDescription
 // libFuzzer targets; see README.md. A target's main function is libFuzzer's own.
 let fuzzer: [SwiftSetting] = [.swiftLanguageMode(.v6), .unsafeFlags(["-parse-as-library"])]
 
-func target(_ name: String) -> Target {
+func target(_ name: String, _ more: [Target.Dependency] = []) -> Target {
     .executableTarget(
-        name: name, dependencies: [.product(name: "ColoBlkLanguages", package: "colo-blk")], swiftSettings: fuzzer)
+        name: name, dependencies: [.product(name: "ColoBlkLanguages", package: "colo-blk")] + more,
+        swiftSettings: fuzzer)
 }
 
 let package = Package(
@@ -17,5 +18,8 @@ let package = Package(
         target("FuzzMigrationStream"),
         target("FuzzPageBatch"),
         target("FuzzNBD"),
+        // The door to zlib is a link to the main package's, and so is the unpacker that goes through it.
+        .systemLibrary(name: "FuzzZlib", pkgConfig: "zlib"),
+        target("FuzzQcow2", ["FuzzZlib"]),
     ]
 )
