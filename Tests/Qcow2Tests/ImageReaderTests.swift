@@ -110,16 +110,18 @@ struct ImageReaderTests {
         #expect(result.corruptions == 0 && result.leaks == 0, "\(result.findings)")
     }
 
-    @Test("it reads the overlays of a replica as their own reader does")
-    func overlays() throws {
-        let writer = try OverlayWriter(virtualSize: 8 << 20, backingFile: "secondary.raw", backingFormat: .raw)
+    @Test("it reads the overlays of a replica as their own reader does", arguments: [9, 12])
+    func overlays(clusterBits: Int) throws {
+        var writer = try OverlayWriter(
+            virtualSize: 8 << 20, backingFile: "secondary.raw", backingFormat: .raw, clusterBits: clusterBits)
         var file = MemoryFile()
         file.grow(to: writer.fileLength)
         for write in try writer.initialWrites() { file.write(write) }
         let data: [UInt64] = [0, 1, 5, 511, 512, 513, 2047]
-        let plan = try writer.plan(data: data, zeroes: [7, 8, 600])
+        var plan = OverlayGrowth()
+        try writer.extend(data: data, zeroes: [7, 8, 600], &plan)
         file.grow(to: plan.fileLength)
-        for write in plan.refcountWrites + plan.mappingWrites { file.write(write) }
+        for write in plan.refcountWrites.separate + plan.mappingWrites.separate { file.write(write) }
         let image = ImageMemory(bytes: file.bytes)
         let header = try image.reader().header
         #expect(header.backingFile == "secondary.raw" && header.backingFormat == "raw")

@@ -317,7 +317,8 @@ actor GuestReplica {
         }
         lastEnd = nil
         do {
-            let report = try await become(plan, wasPromoted: wasPromoted, decided: decided)
+            let report = try await become(
+                plan, state, options, wasPromoted: wasPromoted, decided: decided)
             failoverFailure = nil
             return report
         } catch {
@@ -326,7 +327,9 @@ actor GuestReplica {
         }
     }
 
-    private func become(_ plan: FailoverPlan, wasPromoted: Bool, decided: Moment) async throws -> FailoverReport {
+    private func become(
+        _ plan: FailoverPlan, _ state: RestoreSource, _ options: FailoverOptions, wasPromoted: Bool, decided: Moment
+    ) async throws -> FailoverReport {
         // The record first: an active disk without one is somebody's writes that no record speaks of.
         if !wasPromoted { try store.promote() }
         defer {
