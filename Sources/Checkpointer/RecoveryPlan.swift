@@ -81,7 +81,7 @@ public struct RecoveryPlan: Equatable, Sendable {
             for file in files.sorted(by: { $0.name < $1.name }) {
                 switch StoreFileName(file.name) {
                 case .secondary: break
-                case .hidden, .scratch, .unfinished: actions.append(.deleteFile(.disk(id), file.name))
+                case .hidden, .scratch, .view, .unfinished: actions.append(.deleteFile(.disk(id), file.name))
                 default: reportStranger(.disk(id), file.name)
                 }
             }
@@ -119,7 +119,7 @@ public struct RecoveryPlan: Equatable, Sendable {
                 switch StoreFileName(file.name) {
                 case .secondary: break
                 case .hidden(let epoch) where epoch > record.epoch: needsRollback = true
-                case .hidden, .scratch, .unfinished: actions.append(.deleteFile(.disk(disk.id), file.name))
+                case .hidden, .scratch, .view, .unfinished: actions.append(.deleteFile(.disk(disk.id), file.name))
                 case .active:
                     find(
                         .damage,
@@ -145,7 +145,7 @@ public struct RecoveryPlan: Equatable, Sendable {
                 case .active: hasActive = true
                 case .hidden(let epoch):
                     if epoch <= record.epoch { actions.append(.deleteFile(.disk(disk.id), file.name)) }
-                case .scratch, .unfinished: actions.append(.deleteFile(.disk(disk.id), file.name))
+                case .scratch, .view, .unfinished: actions.append(.deleteFile(.disk(disk.id), file.name))
                 default: reportStranger(.disk(disk.id), file.name)
                 }
             }

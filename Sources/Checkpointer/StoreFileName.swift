@@ -10,6 +10,8 @@ public enum StoreFileName: Equatable, Sendable {
     case hidden(Epoch)
     /// `scratch-ANYTHING.qcow2`: the writes of a rehearsal.
     case scratch(String)
+    /// `view-ANYTHING.raw`: what an exported view of a checkpoint has set aside, or its client written.
+    case view(String)
     /// `base-N.ram`: a full image of guest RAM.
     case base(Epoch)
     /// `base-N.sum`: its checksums.
@@ -27,6 +29,7 @@ public enum StoreFileName: Equatable, Sendable {
         case .active: "active.qcow2"
         case .hidden(let epoch): "hidden-\(epoch).qcow2"
         case .scratch(let label): "scratch-\(label).qcow2"
+        case .view(let label): "view-\(label).raw"
         case .base(let epoch): "base-\(epoch).ram"
         case .sums(let epoch): "base-\(epoch).sum"
         case .log(let epoch): "delta-\(epoch).log"
@@ -57,6 +60,8 @@ public enum StoreFileName: Equatable, Sendable {
             self = .hidden(epoch)
         } else if let label = middle("scratch-", ".qcow2") {
             self = .scratch(String(label))
+        } else if let label = middle("view-", ".raw") {
+            self = .view(String(label))
         } else if let epoch = number("base-", ".ram") {
             self = .base(epoch)
         } else if let epoch = number("base-", ".sum") {

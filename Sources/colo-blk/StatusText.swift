@@ -19,6 +19,12 @@ enum StatusText {
         if let milliseconds = status.lastCommitMilliseconds {
             lines.append("last commit  took \(Fixed.text(milliseconds, 1)) ms; \(status.commits) since the start")
         }
+        for export in status.exports ?? [] {
+            let kind = export.writable ? ", writable" : ""
+            lines.append(
+                "export       checkpoint \(export.epoch)\(kind), \(export.clients) client(s), "
+                    + "\(ByteText.text(export.heldBytes)) set aside: \(export.uris.joined(separator: " "))")
+        }
         lines.append("failover     \(proof(status.proof))")
         if let pid = status.pid, let socket = status.qmpSocket {
             lines.append("running      pid \(pid), qmp \(socket)")

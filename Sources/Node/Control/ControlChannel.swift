@@ -27,13 +27,7 @@ public enum ControlChannel {
     public static func ask(
         path: String, _ request: ControlRequest, group: any EventLoopGroup
     ) async throws -> ControlReply {
-        let channel = try await ClientBootstrap(group: group)
-            .connectTimeout(.seconds(2))
-            .connect(unixDomainSocketPath: path) { channel in
-                channel.eventLoop.makeCompletedFuture {
-                    try NIOAsyncChannel<ByteBuffer, ByteBuffer>(wrappingChannelSynchronously: channel)
-                }
-            }
+        let channel = try await connect(path, group)
         return try await channel.executeThenClose { inbound, outbound in
             try await outbound.write(line(request))
             var buffer = ByteBuffer()
@@ -45,6 +39,52 @@ public enum ControlChannel {
             }
             throw Failed(path: path, reason: "it was closed before the answer came; see the daemon's log")
         }
+    }
+
+    /// Asks for something that lasts as long as the connection. `answered` gets the first answer; returns what is told
+    /// later, or nil when the other side closes. Cancelling the task closes the connection.
+    static func hold(
+        path: String, _ request: ControlRequest, group: any EventLoopGroup, answered: (ControlReply) throws -> Void
+    ) async throws -> ControlReply? {
+        let channel = try await connect(path, group)
+        return try await channel.executeThenClose { inbound, outbound in
+            try await outbound.write(line(request))
+            var buffer = ByteBuffer()
+            var isAnswered = false
+            for try await piece in inbound {
+                buffer.writeImmutableBuffer(piece)
+                while let line = try takeLine(&buffer, path: path) {
+                    let reply = try JSONDecoder().decode(ControlReply.self, from: line)
+                    if isAnswered { return reply }
+                    isAnswered = true
+                    try answered(reply)
+                }
+            }
+            try Task.checkCancellation()
+            return nil
+        }
+    }
+
+    private static func connect(
+        _ path: String, _ group: any EventLoopGroup
+    ) async throws -> NIOAsyncChannel<ByteBuffer, ByteBuffer> {
+        do {
+            return try await ClientBootstrap(group: group)
+                .connectTimeout(.seconds(2))
+                .connect(unixDomainSocketPath: path) { channel in
+                    channel.eventLoop.makeCompletedFuture {
+                        try NIOAsyncChannel<ByteBuffer, ByteBuffer>(wrappingChannelSynchronously: channel)
+                    }
+                }
+        } catch {
+            throw NobodyListens(reason: "\(error)")
+        }
+    }
+
+    /// No daemon answers on the socket.
+    struct NobodyListens: Error, CustomStringConvertible {
+        let reason: String
+        var description: String { reason }
     }
 
     static func line(_ value: some Encodable) throws -> ByteBuffer {

@@ -3,18 +3,21 @@ import QEMU
 /// What a verb asks of the daemon. One JSON object a line over the control socket of the store; one line comes back.
 public struct ControlRequest: Codable, Sendable {
     public enum Verb: String, Codable, Sendable {
-        case status, failover, detach, remove, ramInfo, ramVerify
+        case status, failover, detach, remove, ramInfo, ramVerify, export
     }
 
     public var verb: Verb
     /// Absent: every guest, where that makes sense.
     public var guest: String?
     public var failover: FailoverOptions?
+    public var export: ExportOptions?
     public var ramVerify: RamVerifyOptions?
 
     public init(
-        verb: Verb, guest: String? = nil, failover: FailoverOptions? = nil, ramVerify: RamVerifyOptions? = nil
+        verb: Verb, guest: String? = nil, failover: FailoverOptions? = nil, ramVerify: RamVerifyOptions? = nil,
+        export: ExportOptions? = nil
     ) {
+        self.export = export
         self.verb = verb
         self.guest = guest
         self.failover = failover
@@ -26,6 +29,7 @@ public struct ControlReply: Codable, Sendable {
     /// Why it was refused, with the remedy; nil when it was done.
     public var error: String?
     public var statuses: [GuestStatus]?
+    public var export: ExportReport?
     public var failover: FailoverReport?
     public var ramInfo: RamInfo?
     public var ramVerify: RamVerifyReport?
@@ -144,7 +148,20 @@ public struct GuestStatus: Codable, Sendable {
     /// Seconds since the primary was last heard.
     public var silentSeconds: Double?
     public var durability: String
+    /// A checkpoint that is served over NBD.
+    public struct Export: Codable, Sendable {
+        public var epoch: UInt64
+        public var writable: Bool
+        /// NBD URIs, one for each disk.
+        public var uris: [String]
+        public var clients: Int
+        /// Bytes set aside for it: blocks that have changed since, and what its clients wrote.
+        public var heldBytes: UInt64
+    }
+
     public var disks: [Disk]
+    /// Absent: none.
+    public var exports: [Export]?
     public var ramBytes: UInt64
     public var proof: Proof
     /// Checkpoints committed since the daemon started.

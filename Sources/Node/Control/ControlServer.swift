@@ -3,10 +3,11 @@ import Glibc
 import Logging
 import NIOCore
 import NIOPosix
+import Synchronization
 
 /// Answers the verbs on the control socket of a store. Only root and the user who runs the daemon may speak.
 struct ControlServer {
-    typealias Handler = @Sendable (ControlRequest) async -> ControlReply
+    typealias Handler = @Sendable (ControlRequest, ControlConnection) async -> ControlReply
 
     let path: String
     let log: Logger
@@ -43,24 +44,63 @@ struct ControlServer {
                     log.warning("control socket: refused", metadata: ["uid": "\(peer.uid)", "pid": "\(peer.pid)"])
                     return
                 }
-                var buffer = ByteBuffer()
-                for try await piece in inbound {
-                    buffer.writeImmutableBuffer(piece)
-                    while let line = try ControlChannel.takeLine(&buffer, path: path) {
-                        try await outbound.write(ControlChannel.line(await answer(line)))
-                    }
+                let connection = ControlConnection { reply in
+                    try? await outbound.write(ControlChannel.line(reply))
                 }
+                do {
+                    var buffer = ByteBuffer()
+                    for try await piece in inbound {
+                        buffer.writeImmutableBuffer(piece)
+                        while let line = try ControlChannel.takeLine(&buffer, path: path) {
+                            try await outbound.write(ControlChannel.line(await answer(line, connection)))
+                        }
+                    }
+                } catch {
+                    log.debug("control socket: \(error)")
+                }
+                await connection.end()
             }
         } catch {
             log.debug("control socket: \(error)")
         }
     }
 
-    private func answer(_ line: Data) async -> ControlReply {
+    private func answer(_ line: Data, _ connection: ControlConnection) async -> ControlReply {
         do {
-            return await handler(try JSONDecoder().decode(ControlRequest.self, from: line))
+            return await handler(try JSONDecoder().decode(ControlRequest.self, from: line), connection)
         } catch {
             return ControlReply(error: "this is not a request that I know; are both colo-blk of the same version?")
+        }
+    }
+}
+
+/// A verb that asks, for as long as it stays: some things last until it leaves.
+final class ControlConnection: Sendable {
+    private let send: @Sendable (ControlReply) async -> Void
+    private let closers = Mutex<[@Sendable () async -> Void]?>([])
+
+    init(send: @escaping @Sendable (ControlReply) async -> Void) {
+        self.send = send
+    }
+
+    /// Says something that was not asked for.
+    func tell(_ reply: ControlReply) { Task { await send(reply) } }
+
+    /// To be done when the verb leaves; false when it has left already, and then nothing is done.
+    func whenItLeaves(_ body: @escaping @Sendable () async -> Void) -> Bool {
+        closers.withLock { closers in
+            closers?.append(body)
+            return closers != nil
+        }
+    }
+
+    /// The verb has left.
+    func end() async {
+        for closer in closers.withLock({ closers in
+            defer { closers = nil }
+            return closers ?? []
+        }) {
+            await closer()
         }
     }
 }

@@ -23,6 +23,9 @@ actor GuestReplica {
 
     private(set) var session: LinkSession?
     private var machine = SecondaryProtocol()
+    /// Views of checkpoints that are served over NBD, by number.
+    var exports: [Int: OpenExport] = [:]
+    var exportCount = 0
     /// What the primary is still to be told of what the disks hold.
     private var survey: DiskSurvey?
     private var tallies: [Epoch: EpochTally] = [:]
@@ -213,6 +216,7 @@ actor GuestReplica {
         compareApplied(epoch)
         if settings.proof, provenSession != currentSessionID { await prove() }
         store.tidy()
+        endLostExports()
     }
 
     /// The link is gone, in order or not.
@@ -330,6 +334,7 @@ actor GuestReplica {
     private func become(
         _ plan: FailoverPlan, _ state: RestoreSource, _ options: FailoverOptions, wasPromoted: Bool, decided: Moment
     ) async throws -> FailoverReport {
+        endExports("the replica failed over; its disks belong to the guest now")
         // The record first: an active disk without one is somebody's writes that no record speaks of.
         if !wasPromoted { try store.promote() }
         defer {
@@ -411,6 +416,7 @@ actor GuestReplica {
                 lastCommitAt.map { Double(now.nanoseconds(since: $0)) / 1e9 }
                 ?? Double(wall - min(wall, record.wallClockMilliseconds)) / 1e3
         }
+        if !exports.isEmpty { status.exports = exportStatuses() }
         status.silentSeconds = session.map { Double($0.silentNanoseconds) / 1e9 }
         status.lastCommitMilliseconds = lastCommitMilliseconds
         if let guest = runningGuest {
@@ -432,6 +438,7 @@ actor GuestReplica {
     /// Whether the folder may be deleted; says why not.
     func refusalToRemove() -> String? {
         if session != nil { return "a primary is connected; detach it first" }
+        if !exports.isEmpty { return "a checkpoint of it is exported; end 'colo-blk export' first" }
         if let guest = runningGuest { return "it runs here as process \(guest.pid); stop that first" }
         return nil
     }

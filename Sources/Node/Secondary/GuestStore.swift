@@ -1,4 +1,5 @@
 import AsyncIO
+import BlockReplica
 import Checkpointer
 import Glibc
 import Link
@@ -35,7 +36,7 @@ final class GuestStore {
     private let ramLogBytes: UInt64?
     private let log: Logger
     private let commitFile: CommitFile
-    private var disks: [(id: String, replica: DiskReplica)] = []
+    private(set) var disks: [(id: String, replica: DiskReplica)] = []
     /// Sizes of the disks that were seeded for the first session, by id.
     var seeded: [String: UInt64] = [:]
     /// RAM as of the last commit; nil when there is none, or when it was lost.
@@ -194,8 +195,12 @@ final class GuestStore {
         } else {
             try checkDisks(hello)
         }
+        let before = disks
         disks = []
         disks = try hello.disks.map { ($0.id, try openDisk($0.id, durable: durable)) }
+        for disk in disks {
+            if let old = before.first(where: { $0.id == disk.id }) { disk.replica.adoptViews(of: old.replica) }
+        }
         for disk in disks { _ = try disk.replica.recover(committed: committed) }
         let first = committed.next
         session = OpenSession(id: hello.session, durability: hello.durability, firstEpoch: first)
@@ -340,7 +345,10 @@ final class GuestStore {
     /// Work that can wait until the primary was answered: space of dropped files, compaction of the RAM log.
     func tidy() {
         do {
-            for disk in disks { disk.replica.reclaimLater() }
+            for disk in disks {
+                disk.replica.foldViewsLater()
+                disk.replica.reclaimLater()
+            }
             _ = try ram?.compactSlice(maxBytes: 16 << 20)
         } catch {
             log.warning("\(name): tidying up failed and will be tried again", metadata: ["reason": "\(error)"])

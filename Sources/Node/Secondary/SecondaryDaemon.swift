@@ -128,7 +128,9 @@ public final class SecondaryDaemon: Sendable {
         }
         defer { planting.cancel() }
         try await withThrowingTaskGroup(of: Void.self) { tasks in
-            let control = ControlServer(path: store.controlPath, log: log) { [self] request in await answer(request) }
+            let control = ControlServer(path: store.controlPath, log: log) { [self] request, connection in
+                await answer(request, connection)
+            }
             tasks.addTask { [group] in try await control.run(group: group) }
             if let address {
                 let server = LinkServer(group: group, log: log) { [self] hello in try replica(for: hello) }
@@ -148,7 +150,7 @@ public final class SecondaryDaemon: Sendable {
 
     // MARK: Verbs
 
-    func answer(_ request: ControlRequest) async -> ControlReply {
+    func answer(_ request: ControlRequest, _ connection: ControlConnection? = nil) async -> ControlReply {
         do {
             switch request.verb {
             case .status:
@@ -171,6 +173,9 @@ public final class SecondaryDaemon: Sendable {
                 reply.ramVerify = try await known(request.guest).verifyRam(
                     request.ramVerify ?? RamVerifyOptions(guestMemory: false))
                 return reply
+            case .export:
+                guard let connection else { return ControlReply(error: "an export needs a verb that stays") }
+                return try await export(request, connection)
             case .remove:
                 if let name = request.guest, unopened.withLock({ $0[name] }) != nil {
                     try removeFolders(name)
@@ -194,7 +199,7 @@ public final class SecondaryDaemon: Sendable {
         return statuses
     }
 
-    private func known(_ name: String?) throws -> GuestReplica {
+    func known(_ name: String?) throws -> GuestReplica {
         if let name, let reason = unopened.withLock({ $0[name] }) {
             throw GuestStore.Failed(
                 description: "'\(name)' cannot be opened: \(reason); 'colo-blk remove \(name)' deletes it")

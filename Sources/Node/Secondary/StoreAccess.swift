@@ -52,23 +52,74 @@ public struct StoreAccess: Sendable {
         _ = try await ask(ControlRequest(verb: .remove, guest: guest))
     }
 
-    private func ask(_ request: ControlRequest) async throws -> ControlReply {
+    /// Serves a checkpoint over NBD until the task is cancelled. `opened` is told once where. Throws when it cannot be
+    /// served, or not any longer.
+    public func export(
+        guest: String, options: ExportOptions, opened: @Sendable (ExportReport) -> Void
+    ) async throws {
+        try checkStore()
+        let request = ControlRequest(verb: .export, guest: guest, export: options)
+        let later: ControlReply?
+        do {
+            later = try await ControlChannel.hold(
+                path: "\(directory)/control.sock", request, group: MultiThreadedEventLoopGroup.singleton
+            ) { reply in
+                if let error = reply.error { throw Refused(description: error) }
+                guard let report = reply.export else { throw Refused(description: "the daemon told no address") }
+                opened(report)
+            }
+        } catch let nobody as ControlChannel.NobodyListens {
+            return try await exportAlone(guest, options, nobody, opened)
+        }
+        if Task.isCancelled { return }
+        throw Refused(description: later?.error ?? "the daemon has ended, and the view with it")
+    }
+
+    /// Without a daemon: the store is held here for as long as the export lasts.
+    private func exportAlone(
+        _ guest: String, _ options: ExportOptions, _ nobody: ControlChannel.NobodyListens,
+        _ opened: (ExportReport) -> Void
+    ) async throws {
+        let daemon = try openAlone(nobody)
+        let (endings, ending) = AsyncStream.makeStream(of: String.self)
+        let replica: GuestReplica
+        let number: Int
+        do {
+            replica = try daemon.known(guest)
+            let export = try await replica.export(options) { ending.yield($0) }
+            number = export.number
+            opened(export.report)
+        } catch {
+            throw Refused(description: "\(error)")
+        }
+        for await reason in endings { throw Refused(description: reason) }
+        await replica.endExport(number)
+    }
+
+    private func checkStore() throws(Refused) {
         guard Directory.exists("\(directory)/\(StoreDescription.fileName)") else {
             throw Refused(description: "\(directory) is no colo-blk store; name one with --store")
         }
+    }
+
+    /// Nobody listens. The lock decides whether nobody is really there.
+    private func openAlone(_ reason: any Error) throws -> SecondaryDaemon {
+        do {
+            return try SecondaryDaemon.open(
+                options: SecondaryOptions(store: directory, proof: false, qemu: nil), log: log)
+        } catch let failed as Store.Failed {
+            throw Refused(description: "\(failed) (its control socket does not answer: \(reason))")
+        }
+    }
+
+    private func ask(_ request: ControlRequest) async throws -> ControlReply {
+        try checkStore()
         let reply: ControlReply
         do {
             reply = try await ControlChannel.ask(
                 path: "\(directory)/control.sock", request, group: MultiThreadedEventLoopGroup.singleton)
         } catch {
-            // Nobody listens. The lock decides whether nobody is really there.
-            let daemon: SecondaryDaemon
-            do {
-                daemon = try SecondaryDaemon.open(
-                    options: SecondaryOptions(store: directory, proof: false, qemu: nil), log: log)
-            } catch let failed as Store.Failed {
-                throw Refused(description: "\(failed) (its control socket does not answer: \(error))")
-            }
+            let daemon = try openAlone(error)
             reply = await daemon.answer(request)
         }
         if let error = reply.error { throw Refused(description: error) }

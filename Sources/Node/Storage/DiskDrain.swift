@@ -54,6 +54,8 @@ final class DiskDrain {
     var overlays: [DiskOverlay] = []
     /// Hidden disks that a commit made useless.
     var garbage: [DiskOverlay] = []
+    /// Checkpoints that are read while later ones are committed. Outlives this object: the next one of the disk gets it.
+    lazy var views = DiskViews(directory: directory, size: geometry.diskSize)
     /// What the epoch that is being drained did so far.
     private var counts = DiskSeal(epoch: .none)
     /// Told with each buffer that has reached the files, or was dropped.
@@ -155,7 +157,7 @@ final class DiskDrain {
     /// Hidden disks up to this epoch are of no more use.
     func drop(upTo epoch: Epoch) {
         guard let first = overlays.first, first.epoch <= epoch else { return }
-        garbage += overlays.filter { $0.epoch <= epoch }
+        garbage += views.drop(overlays.filter { $0.epoch <= epoch })
         overlays.removeAll { $0.epoch <= epoch }
     }
 

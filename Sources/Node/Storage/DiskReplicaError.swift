@@ -19,6 +19,8 @@ public enum DiskReplicaError: Error, Equatable, Sendable, CustomStringConvertibl
     case misaligned(ByteRange)
     /// A hidden disk that belongs to a disk of another size.
     case sizeMismatch(path: String, found: UInt64, expected: UInt64)
+    /// A checkpoint that was being read cannot be kept any longer.
+    case viewEnded(String)
 
     /// The store's file system is full.
     public var isNoSpace: Bool { if case .io(let error) = self { error.isNoSpace } else { false } }
@@ -33,6 +35,7 @@ public enum DiskReplicaError: Error, Equatable, Sendable, CustomStringConvertibl
         case .outside(let range, let size):
             "the range \(range) is not inside the disk of \(size) bytes; the sender's disk has another size"
         case .misaligned(let range): "the range \(range) is not a multiple of 512 bytes; the sender is at fault"
+        case .viewEnded(let reason): "the view of this checkpoint has ended: \(reason)"
         case .sizeMismatch(let path, let found, let expected):
             "\(path) describes a disk of \(found) bytes, expected are \(expected); it belongs to another disk"
         }

@@ -30,6 +30,8 @@ final class Protection: Sendable {
     var loop: any EventLoop { group.any() }
     /// Why sessions ended before they were over.
     let endings = Mutex<[AgentEnding]>([])
+    /// Why exports ended before their time.
+    let told = Mutex<[String]>([])
 
     init(_ place: Place, seeds: [DiskSeed] = []) async throws {
         store = place.directory
