@@ -50,20 +50,20 @@ extension StoreModel {
 /// Reads a chain of images as QEMU does: by the backing file that each names.
 enum Chain {
     static func read(_ storage: Storage, folder: String, top: String, size: Int) throws -> [UInt8] {
-        var layers: [(path: String, runs: [OverlayRun])] = []
+        var layers: [(path: String, cluster: Int, runs: [OverlayRun])] = []
         var name = top
         while name != "secondary.raw" {
             guard layers.count < 8 else { throw StoreModel.Failed("\(folder): the chain of \(top) has no end") }
             let path = "\(folder)/\(name)"
             let reader = try OverlayFile.reader(storage, path)
-            layers.append((path, try OverlayFile.runs(storage, path, reader)))
+            layers.append((path, reader.header.clusterSize, try OverlayFile.runs(storage, path, reader)))
             name = reader.header.backingFile
         }
         var bytes = Array(try storage.readAll("\(folder)/secondary.raw").prefix(size))
         for layer in layers.reversed() {
             for run in layer.runs {
-                let start = Int(run.guestCluster) * 4096
-                let count = min(Int(run.count) * 4096, size - start)
+                let start = Int(run.guestCluster) * layer.cluster
+                let count = min(Int(run.count) * layer.cluster, size - start)
                 let data =
                     try run.fileOffset.map { try storage.read(layer.path, at: Int($0), count: count) }
                     ?? [UInt8](repeating: 0, count: count)

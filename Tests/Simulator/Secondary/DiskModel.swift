@@ -14,17 +14,15 @@ final class DiskModel {
     private var overlays: [OverlayFile] = []
     private(set) var garbage: [String] = []
     private let pool: EpochBufferPool
-    private var buffers: [Epoch: EpochBuffer] = [:]
+    /// Buffers of epochs that are not sealed, the newest last.
+    private var buffers: [Epoch: [EpochBuffer]] = [:]
     /// Small, so that an epoch takes several batches.
-    private static let batchBlocks = 6
-    private let batch = DrainBatch(capacity: DiskModel.batchBlocks)
+    private let batchBlocks = 6
     private let old: Memory
 
     private var secondary: String { "\(folder)/secondary.raw" }
-    /// For the judge: memory in use and its limit, in blocks of 4 KiB.
-    var pressure: (used: Int, limit: Int) {
-        (buffers.values.reduce(0) { $0 + $1.used }, pool.capacity * (buffers.values.first?.capacity ?? 1))
-    }
+    /// For the judge: buffers in use and their limit.
+    var pressure: (used: Int, limit: Int) { (buffers.values.reduce(0) { $0 + $1.count }, pool.capacity) }
     var hiddenCount: Int { overlays.count }
 
     static func create(_ id: String, size: UInt64, storage: Storage, durable: Bool) throws {
@@ -40,9 +38,11 @@ final class DiskModel {
         self.durable = durable
         size = UInt64(try storage.size("\(folder)/secondary.raw"))
         guard size > 0, size % 512 == 0 else { throw StoreModel.Failed("\(folder)/secondary.raw has \(size) bytes") }
-        geometry = BlockGeometry(diskSize: size)
-        pool = EpochBufferPool(geometry: geometry, byteLimit: 4 << 20)
-        old = Memory(count: Self.batchBlocks * BlockGeometry.blockSize)
+        let bits = OverlayWriter.clusterBits(forDiskOf: size)
+        geometry = BlockGeometry(diskSize: size, unit: max(1 << bits, BlockGeometry.blockSize))
+        // Small, so that buffers fill up.
+        pool = EpochBufferPool(geometry: geometry, byteLimit: 256 << 10)
+        old = Memory(count: batchBlocks * geometry.unit)
         for epoch in hiddenEpochs() {
             overlays.append(try OverlayFile.open(epoch, in: folder, size: size, storage: storage))
         }
@@ -60,55 +60,56 @@ final class DiskModel {
 
     func beginEpoch(_ epoch: Epoch, preserve: Bool) throws {
         try pipeline.begin(epoch, preserve: preserve)
-        buffers[epoch] = try take()
-    }
-
-    private func take() throws -> EpochBuffer {
-        guard let buffer = pool.take() else { throw StoreModel.Failed("\(folder): the memory for writes is used up") }
-        return buffer
+        buffers[epoch] = []
     }
 
     func write(epoch: Epoch, offset: UInt64, bytes: UnsafeRawBufferPointer) throws {
         try pipeline.checkWrite(epoch)
         var done = 0
         while done < bytes.count {
-            guard let buffer = buffers[epoch] else { throw PipelineError.unknownEpoch(epoch) }
             let rest = UnsafeRawBufferPointer(rebasing: bytes[done...])
-            let taken = buffer.write(at: offset + UInt64(done), rest)
+            let taken = try current(epoch).write(at: offset + UInt64(done), rest)
             done += taken
-            if taken < rest.count, try !drain() {
-                throw StoreModel.Failed("\(folder): the memory for writes is used up")
-            }
+            if taken < rest.count { try retire(epoch) }
         }
     }
 
     func writeZeroes(epoch: Epoch, range: ByteRange) throws {
         try pipeline.checkWrite(epoch)
-        guard let buffer = buffers[epoch] else { throw PipelineError.unknownEpoch(epoch) }
-        while !buffer.writeZeroes(range) {
+        while try !current(epoch).writeZeroes(range) { try retire(epoch) }
+    }
+
+    /// The buffer that takes the epoch's next write; one is left for the epoch that can be drained.
+    private func current(_ epoch: Epoch) throws -> EpochBuffer {
+        if let last = buffers[epoch]?.last, !last.isFrozen { return last }
+        let reserve = pipeline.drainable?.epoch == epoch ? 0 : 1
+        while true {
+            if pool.available > reserve, let buffer = pool.take() {
+                buffers[epoch]?.append(buffer)
+                return buffer
+            }
             guard try drain() else { throw StoreModel.Failed("\(folder): the memory for writes is used up") }
         }
     }
 
+    /// The epoch's buffer is full.
+    private func retire(_ epoch: Epoch) throws {
+        buffers[epoch]?.last?.freeze()
+        if pipeline.drainable?.epoch == epoch { try drain() }
+    }
+
+    /// Drains what the oldest epoch that is not sealed has buffered; false when there was nothing.
     @discardableResult
     func drain() throws -> Bool {
-        guard let open = pipeline.drainable, let buffer = buffers[open.epoch], !buffer.isEmpty else { return false }
+        guard let open = pipeline.drainable, let waiting = buffers[open.epoch], !waiting.isEmpty else { return false }
         try pipeline.checkWrite(open.epoch)
         do {
-            buffer.freeze()
-            var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: Self.batchBlocks)
-            while true {
-                let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
-                try planner.next(
-                    into: batch,
-                    isPreserved: { block in
-                        storage.mutation == .preservedTooEarly && overlay != nil || overlay?.isPreserved(block) ?? false
-                    },
-                    data: { try nextData($0) })
-                if batch.isEmpty { break }
-                try perform(buffer, open)
+            for buffer in waiting {
+                if !buffer.isFrozen { buffer.freeze() }
+                try drain(buffer, open)
+                pool.giveBack(buffer)
+                buffers[open.epoch]?.removeFirst()
             }
-            buffer.removeAll()
         } catch {
             pipeline.fail()
             throw error
@@ -116,47 +117,56 @@ final class DiskModel {
         return true
     }
 
-    /// One block at a time: the planner asks again.
+    private func drain(_ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
+        var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: batchBlocks)
+        let batch = DrainBatch(capacity: batchBlocks)
+        while !planner.isDone {
+            let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
+            try planner.next(
+                into: batch,
+                isPreserved: { block in
+                    storage.mutation == .preservedTooEarly && overlay != nil || overlay?.isPreserved(block) ?? false
+                },
+                data: { try nextData($0) })
+            try perform(batch, buffer, open)
+        }
+    }
+
     private func nextData(_ offset: UInt64) throws -> Range<UInt64>? {
         guard let bytes = storage.image.contents(secondary) else { return nil }
         guard let found = bytes[Int(offset)...].firstIndex(where: { $0 != 0 }) else { return nil }
-        let start = UInt64(found) / 4096 * 4096
-        return max(start, offset)..<start + 4096
+        let start = max(UInt64(found) / 4096 * 4096, offset)
+        return start..<start + 4096
     }
 
-    private func perform(_ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
+    private func perform(_ batch: DrainBatch, _ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
         for run in batch.reads {
             let range = geometry.bytes(of: run.blocks)
-            let start = old.base + run.position * BlockGeometry.blockSize
-            let whole = run.count * BlockGeometry.blockSize
-            start.initializeMemory(as: UInt8.self, repeating: 0, count: whole)
+            let start = old.base + run.position * geometry.unit
+            start.initializeMemory(as: UInt8.self, repeating: 0, count: run.count * geometry.unit)
             try storage.read(
                 secondary, at: Int(range.offset),
                 into: UnsafeMutableRawBufferPointer(start: start, count: Int(range.length)))
         }
         batch.resolve(buffer, old: UnsafeMutableRawBufferPointer(start: old.base, count: old.count))
         let isLate = storage.mutation == .preImageAfterOverwrite
-        if !isLate { try preserve(open) }
+        if !isLate { try preserve(batch, open) }
         for run in batch.writes {
             let range = geometry.bytes(of: run.blocks)
-            let start = buffer.address(run.position)
-            try storage.write(
-                secondary, at: Int(range.offset),
-                Array(UnsafeRawBufferPointer(start: start, count: Int(range.length))))
+            let bytes = UnsafeRawBufferPointer(start: buffer.address(run.position), count: Int(range.length))
+            try storage.write(secondary, at: Int(range.offset), Array(bytes))
         }
         for blocks in batch.zeroRanges {
             let range = geometry.bytes(of: blocks)
             try storage.zero(secondary, at: Int(range.offset), count: Int(range.length))
         }
-        if isLate { try preserve(open) }
+        if isLate { try preserve(batch, open) }
     }
 
-    private func preserve(_ open: DiskPipeline.OpenEpoch) throws {
+    private func preserve(_ batch: DrainBatch, _ open: DiskPipeline.OpenEpoch) throws {
         guard !batch.preImageBlocks.isEmpty || !batch.zeroPreImageBlocks.isEmpty else { return }
         if storage.mutation == .skipPreImage { return }
-        try overlay(for: open.epoch).preserve(
-            blocks: batch.preImageBlocks, runs: batch.preImages, old: UnsafeRawPointer(old.base),
-            zeroBlocks: batch.zeroPreImageBlocks)
+        try overlay(for: open.epoch).preserve(batch, old: UnsafeRawPointer(old.base))
     }
 
     /// The new one is complete, then the older one names it, then something is put into it.
@@ -174,6 +184,7 @@ final class DiskModel {
         try pipeline.checkSeal(epoch)
         try drain()
         do {
+            if let overlay = overlays.last, overlay.epoch == epoch { try overlay.trim() }
             if durable, ![.skipSecondarySync, .recordBeforeDataSync].contains(storage.mutation) {
                 try storage.sync(secondary)
             }
@@ -182,7 +193,7 @@ final class DiskModel {
             throw error
         }
         try pipeline.seal(epoch)
-        if let buffer = buffers.removeValue(forKey: epoch) { pool.giveBack(buffer) }
+        buffers[epoch] = nil
     }
 
     /// For a planted bug only: the sync that should have been earlier.
@@ -215,7 +226,7 @@ final class DiskModel {
     // MARK: Recovery
 
     func recover(committed: Epoch) throws {
-        for buffer in buffers.values { pool.giveBack(buffer) }
+        for buffer in buffers.values.joined() { pool.giveBack(buffer) }
         buffers = [:]
         garbage = []
         overlays = []
@@ -234,15 +245,11 @@ final class DiskModel {
     private func rollBack(_ epoch: Epoch) throws {
         let overlay = try OverlayFile.open(epoch, in: folder, size: size, storage: storage)
         let isHasty = storage.mutation == .removeHiddenBeforeSync
-        let cluster = overlay.clusterSize
         try overlay.forEachRun { run in
-            let start = run.guestCluster * cluster
-            let range = ByteRange(offset: start, length: min(run.count * cluster, size - start))
-            guard let place = run.fileOffset else {
-                return try storage.zero(secondary, at: Int(range.offset), count: Int(range.length))
-            }
-            let bytes = try storage.read(overlay.path, at: Int(place), count: Int(range.length))
-            try storage.write(secondary, at: Int(range.offset), bytes)
+            let start = Int(run.guestCluster) * overlay.clusterSize
+            let count = min(Int(run.count) * overlay.clusterSize, Int(size) - start)
+            guard let place = run.fileOffset else { return try storage.zero(secondary, at: start, count: count) }
+            try storage.write(secondary, at: start, try storage.read(overlay.path, at: Int(place), count: count))
         }
         if durable, !isHasty { try storage.sync(secondary) }
         try storage.remove(overlay.path)

@@ -49,39 +49,45 @@ final class OverlayFile {
         return file
     }
 
-    /// Bytes in a cluster.
-    var clusterSize: UInt64 { UInt64(reader.header.clusterSize) }
-
-    func isPreserved(_ block: UInt64) -> Bool { writer?.contains(block) ?? false }
+    func isPreserved(_ unit: UInt64) -> Bool { writer?.contains(unit) ?? false }
 
     /// Data, then what makes it part of the image; durable when it returns, where syncs count.
-    func preserve(blocks: [UInt64], runs: [BlockRun], old: UnsafeRawPointer, zeroBlocks: [UInt64]) throws {
+    func preserve(_ batch: DrainBatch, old: UnsafeRawPointer) throws {
         guard var writer else { preconditionFailure("a hidden disk that was found is only read") }
-        var plan = OverlayGrowth()
-        try writer.extend(data: blocks, zeroes: zeroBlocks, &plan)
         self.writer = nil
-        if Int(plan.fileLength) > fileSize {
-            try storage.grow(path, to: Int(plan.fileLength) + 8192)
-            fileSize = Int(plan.fileLength) + 8192
+        var growth = OverlayGrowth()
+        try writer.extend(data: batch.preImageBlocks, zeroes: batch.zeroPreImageBlocks, &growth)
+        if Int(growth.fileLength) > fileSize {
+            try storage.grow(path, to: Int(growth.fileLength) + 8192)
+            fileSize = Int(growth.fileLength) + 8192
         }
         let mappingFirst = storage.mutation == .mappingBeforeData
-        if mappingFirst {
-            for write in plan.mappingWrites.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
-        }
-        var place = Int(plan.dataOffset)
-        for run in runs {
-            let count = run.count * BlockGeometry.blockSize
-            let start = old + run.position * BlockGeometry.blockSize
+        if mappingFirst { try write(growth.mappingWrites) }
+        var place = Int(growth.dataOffset)
+        for run in batch.preImages {
+            let count = run.count * writer.unit
+            let start = old + run.position * writer.unit
             try storage.write(path, at: place, Array(UnsafeRawBufferPointer(start: start, count: count)))
             place += count
         }
-        for write in plan.refcountWrites.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
+        try write(growth.refcountWrites)
         if !mappingFirst {
-            if durable, !plan.refcountWrites.isEmpty { try storage.sync(path) }
-            for write in plan.mappingWrites.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
+            if durable, !growth.refcountWrites.isEmpty { try storage.sync(path) }
+            try write(growth.mappingWrites)
         }
         if durable, storage.mutation != .skipHiddenSync { try storage.sync(path) }
         self.writer = writer
+    }
+
+    private func write(_ writes: FileWrites) throws {
+        for write in writes.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
+    }
+
+    /// Nothing more goes into the file: space that was taken ahead is given back.
+    func trim() throws {
+        guard let writer, fileSize > Int(writer.fileLength) else { return }
+        try storage.truncate(path, to: Int(writer.fileLength))
+        fileSize = Int(writer.fileLength)
     }
 
     /// Puts a younger hidden disk between this one and the secondary disk.
@@ -92,6 +98,9 @@ final class OverlayFile {
         if durable { try storage.sync(path) }
         self.writer = writer
     }
+
+    /// Bytes in a cluster.
+    var clusterSize: Int { reader.header.clusterSize }
 
     func forEachRun(_ body: (OverlayRun) throws -> Void) throws {
         for run in try Self.runs(storage, path, reader) { try body(run) }
