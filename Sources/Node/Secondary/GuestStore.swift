@@ -406,6 +406,7 @@ final class GuestStore {
     /// Records that the replica is now the guest, under a new generation. From here on no primary may write to it.
     func promote() throws {
         guard let old = record else { throw Failed(description: "nothing has been committed for '\(name)' yet") }
+        try finishRollback()
         try session?.ram?.discardOpenEpoch()
         session = nil
         try commitFile.append(durable: true) { sequence in
@@ -416,6 +417,20 @@ final class GuestStore {
             return new
         }
         witness = try CheckpointWitness.take(of: diskFolders)
+    }
+
+    /// A rollback that failed has left a secondary disk between two moments, and perhaps a hidden disk over one that is
+    /// gone: no chain of files shows the checkpoint before it is done.
+    private func finishRollback() throws {
+        for disk in disks where disk.replica.state.hasFailed {
+            do {
+                _ = try disk.replica.recover(committed: committed)
+            } catch {
+                throw Failed(
+                    description: "disk '\(disk.id)' of '\(name)' could not be rolled back to checkpoint \(committed) "
+                        + "(\(error)); nothing was changed otherwise: make that possible and try again")
+            }
+        }
     }
 
     /// Keeps what the disks of the checkpoint looked like at the promotion, for ``checkUnmerged()``.

@@ -1,6 +1,6 @@
 import AsyncIO
 import Checkpointer
-import Glibc
+import Link
 import Logging
 import Synchronization
 import SystemPackage
@@ -141,5 +141,42 @@ struct CommitDoubtTests {
         #expect(throws: DiskReplicaError.self) { _ = try commit(primary) }
         try store.endSession()
         #expect(!Directory.exists("\(place.directory)/disks/d/secondary.raw"))
+    }
+
+    @Test("a guest is not started on a disk whose rollback failed half-way, until the rollback is done")
+    func halfRolledBack() throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        let faults = FaultInjector(below: place.directory)
+        defer { faults.end() }
+        let store = try open(place)
+        let primary = primary(store)
+        try primary.begin()
+        let acknowledged = try commit(primary)
+        var writer = ByteWriter()
+        DiskWrite.encodePrefix(disk: 0, offset: 0, into: &writer)
+        writer.write(bytes: [UInt8](repeating: 7, count: 4096 * 8))
+        try writer.bytes.withUnsafeBytes { try store.write(epoch: primary.epoch, try DiskWrite.decode($0)) }
+        try store.boundary(opened: primary.epoch.next)
+        try primary.sendState(primary.epoch)
+        faults.fail(.ioError, count: 1) { call in
+            if case .sync(let path) = call { return path.hasSuffix("/commit") }
+            return false
+        }
+        #expect(throws: IOError.self) { try store.commit(primary.epoch) }
+        // The epoch is on the secondary disk now; taking it back fails.
+        faults.fail(.ioError) { call in
+            if case .write(let path, _, _) = call { return path.hasSuffix("/secondary.raw") }
+            return false
+        }
+        #expect(throws: (any Error).self) { try store.endSession() }
+        #expect(throws: (any Error).self) { try store.promote() }
+        #expect(!store.isPromoted, "nothing may be on record of a failover that was refused")
+        faults.heal()
+        try store.promote()
+        _ = try store.makeActiveDisks(.active)
+        let disk = try WholeFile.read("\(place.directory)/disks/d/secondary.raw", limit: 1 << 24)
+        #expect(disk == acknowledged.disk)
     }
 }

@@ -39,6 +39,8 @@ extension StoreModel {
     }
 
     private static func top(_ storage: Storage, _ id: String, after epoch: Epoch) throws -> String {
+        // Once a guest was started: its own disk, which names what it was put upon.
+        if storage.exists("disks/\(id)/active.qcow2") { return "active.qcow2" }
         let epochs = storage.files(in: "disks/\(id)").compactMap { name -> Epoch? in
             if case .hidden(let found) = StoreFileName(name), found > epoch { return found }
             return nil

@@ -326,6 +326,9 @@ final class StoreModel {
 
     func promote() throws {
         guard let old = record else { throw Failed("nothing has been committed") }
+        if storage.mutation != .failoverHalfRolledBack {
+            for disk in disks where disk.pipeline.hasFailed { try disk.recover(committed: committed) }
+        }
         try session?.ram?.discardOpenEpoch()
         session = nil
         if storage.mutation == .reuseGeneration { return }

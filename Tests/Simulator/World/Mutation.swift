@@ -67,6 +67,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case skipSessionSync
     /// The guest is started before its failover is recorded.
     case startBeforePromotion
+    /// The guest is started on a disk whose rollback had failed half-way.
+    case failoverHalfRolledBack
     /// A record whose fate is unknown is forgotten, and its epoch rolled back.
     case forgetDoubtfulRecord
 }
