@@ -28,7 +28,7 @@ struct RecoverScene {
         let path = folder.path + "/store"
         let description = try Store.open(directory: path).description
         for name in ["", "/disks", "/ram", "/device", "/sessions"] { try Directory.create("\(path)/g\(name)") }
-        try CommitFile.create(path: "\(path)/g/commit")
+        try CommitFile.create(in: "\(path)/g")
         let disk = try DiskReplica.create(
             directory: "\(path)/g/disks/d", size: UInt64(size), durable: durability == .disk)
         try disk.beginEpoch(Epoch(1), preserve: false)

@@ -79,7 +79,7 @@ struct StoreRecoveryTests {
     @Test("a replica without a commit is refused")
     func nothingCommitted() throws {
         let scene = try RecoverScene(size: 1 << 20, writes: 10, seed: 9)
-        try CommitFile.create(path: scene.guest + "/commit")
+        try CommitFile.create(in: scene.guest)
         try expectRefusal(scene, "nothing has been committed for 'g'")
     }
 
