@@ -156,8 +156,12 @@ public final class DiskReplica {
         try? files.perform { (drain) throws(DiskReplicaError) in drain.abandon() }
     }
 
-    /// Stage and epochs of the disk.
-    public var state: DiskPipeline { pipeline }
+    /// Stage and epochs of the disk; failed, too, when the drain has met an error that no call has reported yet.
+    public var state: DiskPipeline {
+        var state = pipeline
+        if files.hasFailed { state.fail() }
+        return state
+    }
 
     /// Bytes of data that wait in memory.
     public var bufferedBytes: Int {
