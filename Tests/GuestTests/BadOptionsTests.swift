@@ -64,7 +64,8 @@ extension BadInput {
             var shown: Set<String> = []
             for verb in [
                 "", "serve", "attach", "status", "failover", "detach", "remove", "doctor", "ram info", "ram verify",
-                "image info", "image check", "image map", "image convert", "recover",
+                "image info", "image check", "image map", "image convert", "recover", "disk serve",
+                "disk checkpoint", "disk status", "disk rollback",
             ] {
                 let help = try FakeTool.run(verb.split(separator: " ").map(String.init) + ["--help"])
                 #expect(help.code == 0)

@@ -4,6 +4,8 @@ import QEMU
 public struct ControlRequest: Codable, Sendable {
     public enum Verb: String, Codable, Sendable {
         case status, failover, detach, remove, ramInfo, ramVerify, export
+        /// For a disk by itself; see ``DiskService``.
+        case diskStatus, diskCheckpoint, diskRollback
     }
 
     public var verb: Verb
@@ -33,11 +35,18 @@ public struct ControlReply: Codable, Sendable {
     public var failover: FailoverReport?
     public var ramInfo: RamInfo?
     public var ramVerify: RamVerifyReport?
+    public var disk: DiskStatus?
+    public var diskChange: DiskChange?
 
-    public init(error: String? = nil, statuses: [GuestStatus]? = nil, failover: FailoverReport? = nil) {
+    public init(
+        error: String? = nil, statuses: [GuestStatus]? = nil, failover: FailoverReport? = nil, disk: DiskStatus? = nil,
+        diskChange: DiskChange? = nil
+    ) {
         self.error = error
         self.statuses = statuses
         self.failover = failover
+        self.disk = disk
+        self.diskChange = diskChange
     }
 }
 

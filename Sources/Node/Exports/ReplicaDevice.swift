@@ -20,11 +20,12 @@ public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
     public let size: UInt64
     public let isReadOnly = false
     public let capabilities: ExportCapabilities = [.usual, .fastZero]
-    public let blockMin: UInt32 = 512
     private let queue = DispatchQueue(label: "colo-blk.replica-device", qos: .userInitiated)
     private let replica: DiskReplica
     /// Of a read's answer. Touched on the queue only.
     private var scratch = AlignedBuffer(minimumCount: 64 << 10)
+    /// Two sectors of zeroes.
+    private let zeroes = AlignedBuffer(minimumCount: 2 * Sizes.sector)
     /// Told of each failure of the disk, on the device's thread.
     private let failed: @Sendable (DiskReplicaError) -> Void
 
@@ -68,15 +69,17 @@ public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
             let epoch = replica.state.newest
             let outcome: Result<Void, DiskReplicaError> = request.withPayload { bytes in
                 do throws(DiskReplicaError) {
-                    try replica.write(epoch: epoch, offset: request.offset, bytes: bytes)
+                    try write(epoch, request.offset, bytes)
                     return .success(())
                 } catch { return .failure(error) }
             }
             try outcome.get()
         case .zero:
-            try replica.writeZeroes(epoch: replica.state.newest, range: request.range)
+            try zero(replica.state.newest, request.range)
         case .trim:
-            try replica.discard(epoch: replica.state.newest, range: request.range)
+            // Only a hint: what is not a whole sector stays.
+            let inner = Self.sectors(inside: request.range)
+            if !inner.isEmpty { try replica.discard(epoch: replica.state.newest, range: inner) }
         case .flush:
             try replica.flushNewest()
         case .cache:
@@ -92,5 +95,62 @@ public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
         let bytes = scratch.slice(0, request.byteCount)
         try replica.readNewest(offset: request.offset, into: bytes)
         replies.read(request, bytes: UnsafeRawBufferPointer(bytes))
+    }
+
+    // MARK: Parts of sectors
+
+    /// Writes whole sectors as they are; what lies around the others is read and written with them. Nothing comes in
+    /// between, since all writes are made on this thread.
+    private func write(
+        _ epoch: Epoch, _ offset: UInt64, _ bytes: UnsafeRawBufferPointer
+    ) throws(DiskReplicaError) {
+        let sector = UInt64(Sizes.sector)
+        guard (offset | UInt64(bytes.count)) % sector != 0 else {
+            return try replica.write(epoch: epoch, offset: offset, bytes: bytes)
+        }
+        var done = 0
+        while done < bytes.count {
+            let place = offset + UInt64(done)
+            let rest = UInt64(bytes.count - done)
+            let count: Int
+            if place % sector == 0, rest >= sector {
+                count = Int(rest / sector * sector)
+                let part = UnsafeRawBufferPointer(rebasing: bytes[done..<done + count])
+                try replica.write(epoch: epoch, offset: place, bytes: part)
+            } else {
+                let start = place / sector * sector
+                count = Int(min(start + sector - place, rest))
+                let whole = scratch.slice(0, Sizes.sector)
+                try replica.readNewest(offset: start, into: whole)
+                UnsafeMutableRawBufferPointer(rebasing: whole[Int(place - start)...]).copyMemory(
+                    from: UnsafeRawBufferPointer(rebasing: bytes[done..<done + count]))
+                try replica.write(epoch: epoch, offset: start, bytes: UnsafeRawBufferPointer(whole))
+            }
+            done += count
+        }
+    }
+
+    private func zero(_ epoch: Epoch, _ range: ByteRange) throws(DiskReplicaError) {
+        let inner = Self.sectors(inside: range)
+        guard inner.length < range.length else { return try replica.writeZeroes(epoch: epoch, range: range) }
+        let edges =
+            inner.isEmpty
+            ? [range]
+            : [
+                ByteRange(offset: range.offset, length: inner.offset - range.offset),
+                ByteRange(offset: inner.end, length: range.end - inner.end),
+            ]
+        for edge in edges where !edge.isEmpty {
+            // Less than two sectors.
+            try write(epoch, edge.offset, UnsafeRawBufferPointer(zeroes.slice(0, Int(edge.length))))
+        }
+        if !inner.isEmpty { try replica.writeZeroes(epoch: epoch, range: inner) }
+    }
+
+    private static func sectors(inside range: ByteRange) -> ByteRange {
+        let sector = UInt64(Sizes.sector)
+        let start = (range.offset + sector - 1) / sector * sector
+        let end = range.end / sector * sector
+        return ByteRange(offset: start, length: end > start ? end - start : 0)
     }
 }

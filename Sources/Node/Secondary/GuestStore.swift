@@ -65,15 +65,8 @@ final class GuestStore {
 
     // MARK: Opening
 
-    /// Makes the folder of a guest that the store does not know; what an interrupted attempt left is taken over. The
-    /// commit file comes last: with it the store knows the guest.
-    static func create(directory: String) throws {
-        try Directory.create(directory)
-        for folder in ["disks", "ram", "device", "sessions"] { try Directory.create("\(directory)/\(folder)") }
-        try DirectFile.syncDirectory(directory)
-        try DirectFile.syncDirectory(Directory.parent(of: directory))
-        try CommitFile.create(in: directory)
-    }
+    /// See ``GuestFolder/create()``.
+    static func create(directory: String) throws { try GuestFolder(path: directory).create() }
 
     /// Opens a guest's folder and makes it agree with its commit record: what came later is rolled back.
     ///
@@ -93,7 +86,7 @@ final class GuestStore {
     }
 
     private func recover() throws {
-        let plan = RecoveryPlan(choice: commitFile.found, listing: try listing())
+        let plan = RecoveryPlan(choice: commitFile.found, listing: try folder.listing())
         for finding in plan.findings {
             log.log(level: finding.severity == .notice ? .info : .warning, "\(name): \(finding)")
         }
@@ -121,39 +114,13 @@ final class GuestStore {
 
     private func perform(_ action: RecoveryPlan.Action) throws {
         log.info("\(name): recovery: \(action)")
-        switch action {
-        case .rollBackDisk(let id, let epoch):
+        try folder.perform(action) { id, epoch in
             _ = try openDisk(id, durable: true).recover(committed: epoch)
-        case .truncate(let folder, let file, let length):
-            let file = try DirectFile(path: path(folder, file), mode: .readWrite, direct: false)
-            try file.truncate(to: length)
-            try file.sync()
-        case .deleteFile(let folder, let file):
-            try Directory.removeFile(path(folder, file))
-        case .deleteDisk(let id):
-            let folder = diskDirectory(id)
-            for file in try Directory.names(in: folder) { try Directory.removeFile("\(folder)/\(file)") }
-            try Directory.remove(folder)
         }
     }
 
-    private func listing() throws -> StoreListing {
-        var listing = StoreListing(ram: try files(in: "\(directory)/ram"), device: try files(in: "\(directory)/device"))
-        for id in try Directory.names(in: "\(directory)/disks") where FileSafeName.isValid(id) {
-            listing.disks[id] = try files(in: diskDirectory(id))
-        }
-        return listing
-    }
-
-    private func files(in folder: String) throws -> [StoreListing.File] {
-        try Directory.names(in: folder).map { name in
-            let file = try DirectFile(path: "\(folder)/\(name)", mode: .readOnly, direct: false)
-            return StoreListing.File(name: name, length: try file.size())
-        }
-    }
-
-    private func path(_ folder: StoreListing.Folder, _ file: String) -> String { "\(directory)/\(folder)/\(file)" }
-    func diskDirectory(_ id: String) -> String { "\(directory)/disks/\(id)" }
+    private var folder: GuestFolder { GuestFolder(path: directory) }
+    func diskDirectory(_ id: String) -> String { folder.disk(id) }
 
     private func openDisk(_ id: String, durable: Bool) throws -> DiskReplica {
         // As much as a primary's budget lets it send between a boundary and the seal before it.

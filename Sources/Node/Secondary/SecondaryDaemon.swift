@@ -183,6 +183,10 @@ public final class SecondaryDaemon: Sendable {
                     try await remove(try known(request.guest))
                 }
                 return ControlReply()
+            case .diskStatus, .diskCheckpoint, .diskRollback:
+                return ControlReply(
+                    error: "\(store.directory) is held by a daemon that serves guests; 'colo-blk disk' works on a store that "
+                        + "'colo-blk disk serve' holds")
             }
         } catch {
             return ControlReply(error: "\(error)")

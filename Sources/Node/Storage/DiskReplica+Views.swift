@@ -14,6 +14,17 @@ extension DiskReplica {
         return (hidden ?? []) + ["\(directory)/\(DiskFiles.secondary)"]
     }
 
+    /// Bytes that the hidden disks occupy, those that a commit has dropped left out.
+    func hiddenBytes() throws(DiskReplicaError) -> UInt64 {
+        try files.perform { (drain) throws(DiskReplicaError) in
+            var total: UInt64 = 0
+            do throws(IOError) {
+                for overlay in drain.overlays { total += try overlay.allocatedBytes() }
+            } catch { throw .io(error) }
+            return total
+        }
+    }
+
     /// Makes an empty overlay over checkpoint `epoch` for a guest to write to: qcow2 with 64 KiB clusters, in the
     /// disk's directory. A file of this name is replaced. Returns its path. Hidden disks that a later commit drops are
     /// still needed below it: call it when no more commits are to come, or see to it that the guest is gone before.
