@@ -103,7 +103,8 @@ let package = Package(
                 "CLinux", nioCore, nioPosix, logging, systemPackage,
             ]),
         // Other programs as our clients and servers: qemu-img, qemu-io, nbdkit, libnbd, fio; black box.
-        test("InteropTests", []),
+        .testTarget(
+            name: "InteropTests", dependencies: ["TestSupport"], exclude: ["Resources"], swiftSettings: swiftSettings),
         test("ArchitectureTests", []),
         // Real guests; black box but for the formats on the wire.
         test("GuestTests", ["Link", "Checkpointer", "Units", "QEMU"]),

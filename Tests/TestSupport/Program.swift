@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 
 /// A program that a test runs to its end.
 public struct Program: Sendable {
@@ -34,12 +35,23 @@ public struct Program: Sendable {
         }
         process.standardOutput = files[0].1
         process.standardError = files[1].1
-        try process.run()
+        try start(process)
         process.waitUntilExit()
         let texts = try files.map { path, handle in
             try handle.close()
             return String(decoding: try Data(contentsOf: path), as: UTF8.self)
         }
         return Outcome(status: process.terminationStatus, output: texts[0], errors: texts[1])
+    }
+
+    /// Starts a process that gets every signal: test threads block most of them, and a child would inherit that (nbdkit
+    /// could then not end its own server).
+    public static func start(_ process: Process) throws {
+        var none = sigset_t()
+        var before = sigset_t()
+        sigemptyset(&none)
+        pthread_sigmask(SIG_SETMASK, &none, &before)
+        defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
+        try process.run()
     }
 }
