@@ -76,7 +76,7 @@ public final class DiskService: Sendable {
             exports: [.init(name: options.disk, description: "colo-blk secondary disk", device: device)],
             configuration: configuration, log: log)
         log.notice("listening", metadata: ["uri": "\(server.uri(of: options.disk))"])
-        let control = ControlServer(path: store.controlPath, log: log) { [self] request in
+        let control = ControlServer(path: store.controlPath, log: log) { [self] request, _ in
             await answer(request, server)
         }
         do {

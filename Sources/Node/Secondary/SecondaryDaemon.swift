@@ -185,7 +185,7 @@ public final class SecondaryDaemon: Sendable {
                 return ControlReply()
             case .diskStatus, .diskCheckpoint, .diskRollback:
                 return ControlReply(
-                    error: "\(store.directory) is held by a daemon that serves guests; 'colo-blk disk' works on a store that "
+                    error: "\(store.directory) serves guests; 'colo-blk disk' is for a store that "
                         + "'colo-blk disk serve' holds")
             }
         } catch {
