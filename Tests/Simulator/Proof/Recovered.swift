@@ -26,21 +26,21 @@ struct Machine: Equatable {
 }
 
 extension StoreModel {
+    /// `top`: the file that the chain starts with; nil: the one that shows the checkpoint. An active disk is not synced,
+    /// so that only a guest that was just started can rely on it.
     /// The machine as a guest that is started now would find it: disks through the chain of files as QEMU follows it, RAM
     /// from the cache, device state from its file.
-    func machine(_ storage: Storage) throws -> Machine {
+    func machine(_ storage: Storage, top: String? = nil) throws -> Machine {
         guard let record, let ram else { throw Failed("there is no checkpoint") }
         let disks = try record.disks.map { disk in
             try Chain.read(
-                storage, folder: "disks/\(disk.id)", top: try Self.top(storage, disk.id, after: record.epoch),
+                storage, folder: "disks/\(disk.id)", top: try top ?? Self.top(storage, disk.id, after: record.epoch),
                 size: Int(disk.size))
         }
         return Machine(disks: disks, ram: ram.contents, device: try readDevice(record))
     }
 
     private static func top(_ storage: Storage, _ id: String, after epoch: Epoch) throws -> String {
-        // Once a guest was started: its own disk, which names what it was put upon.
-        if storage.exists("disks/\(id)/active.qcow2") { return "active.qcow2" }
         let epochs = storage.files(in: "disks/\(id)").compactMap { name -> Epoch? in
             if case .hidden(let found) = StoreFileName(name), found > epoch { return found }
             return nil

@@ -422,7 +422,7 @@ final class Daemon: WireEnd {
 
     private func start(_ store: StoreModel) throws -> Machine {
         try store.makeActiveDisks()
-        return try store.machine(storage)
+        return try store.machine(storage, top: "active.qcow2")
     }
 
     /// The operator removes the replica; refused while it is in use.
