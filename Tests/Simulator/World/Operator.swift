@@ -43,6 +43,7 @@ extension Simulation {
             if let old = guest { leaveBehind(old) }
             failovers += 1
             host.restarts = 0
+            host.refusals = 0
             guest = ModelGuest(name: "g\(failovers)", from: machine, shape: options.shape, random: fork())
             guestHost = target
             return true
@@ -50,6 +51,9 @@ extension Simulation {
             halted(target, halt)
         } catch {
             note("failover on host \(target) refused: \(error)")
+            // A daemon that refuses again and again is started anew, so that it looks at all of its files.
+            host.refusals += 1
+            if guest == nil, host.refusals % 4 == 0 { crashDaemon(target) }
             guard guest == nil, suffered == struck, daemon.store?.damage != nil || daemon.openError != nil else {
                 return false
             }

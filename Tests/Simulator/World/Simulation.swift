@@ -21,6 +21,8 @@ public final class Simulation {
         var failedAttaches = 0
         /// Daemons started again because they could not open the store.
         var restarts = 0
+        /// Failovers refused in a row.
+        var refusals = 0
 
         init(storage: Storage) { self.storage = storage }
     }
