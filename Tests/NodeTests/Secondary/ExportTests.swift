@@ -69,7 +69,9 @@ struct ExportTests {
             let (number, report) = try await open(protection, place, "nbd\(round)")
             #expect(report.epoch == UInt64(round + 1))
             views.append((report, number, disk))
-            for view in views { try await compare(view.report, view.disk, place, "view \(view.report.epoch), round \(round)") }
+            for view in views {
+                try await compare(view.report, view.disk, place, "view \(view.report.epoch), round \(round)")
+            }
             change(&disk, &random)
         }
         let replica = try #require(protection.daemon.replica("g"))
