@@ -146,13 +146,13 @@ public struct StoreRecovery {
         let path = "\(folder)/\(DiskFiles.secondary)"
         let size = try DirectFile(path: path, mode: .readOnly).size()
         var disk = Report.Disk(id: id, path: path, bytes: size, hiddenDisks: 0, dataBytes: 0, zeroBytes: 0)
-        let geometry = BlockGeometry(diskSize: size)
         for epoch in try hidden(folder) {
             do throws(DiskReplicaError) {
                 let overlay = try DiskOverlay.open(epoch, in: folder, size: size, io: DiskIO(durable: true))
                 var (data, zero): (UInt64, UInt64) = (0, 0)
                 try overlay.forEachRun { (run) throws(DiskReplicaError) in
-                    let length = geometry.bytes(of: run.guestCluster..<run.guestCluster + run.count).length
+                    let start = run.guestCluster * overlay.clusterSize
+                    let length = min(run.count * overlay.clusterSize, size - start)
                     if run.fileOffset == nil { zero += length } else { data += length }
                 }
                 disk.dataBytes += data
