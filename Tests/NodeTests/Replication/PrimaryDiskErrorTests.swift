@@ -39,7 +39,8 @@ private final class StorageDaemon {
     }
 
     deinit {
-        process.terminate()
+        // Asked to end in order it would first wait for its mirror, whose target is gone by now.
+        kill(process.processIdentifier, SIGKILL)
         process.waitUntilExit()
     }
 
