@@ -16,7 +16,8 @@ public final class AioBatch {
     /// The longest single transfer in bytes; longer ones are cut, so that they run side by side.
     public static let longest = 1 << 20
 
-    private let context: OpaquePointer
+    /// Made when a batch first gains from it: the kernel takes some 20 ms to take a context back.
+    private var context: OpaquePointer?
     private let depth: Int
     private var operations: UnsafeMutablePointer<caio_operation>
     private var room: Int
@@ -27,13 +28,8 @@ public final class AioBatch {
     private var failure: IOError?
 
     /// `depth`: transfers in flight at most, 1 to 4096. Traps otherwise.
-    public init(depth: Int) throws(IOError) {
+    public init(depth: Int) {
         precondition((1...4096).contains(depth))
-        var reason: CInt = 0
-        guard let context = caio_context_create(CUnsignedInt(depth), &reason) else {
-            throw IOError(operation: "io_setup", path: "(libaio)", errno: Errno(rawValue: reason))
-        }
-        self.context = context
         self.depth = depth
         room = depth
         operations = .allocate(capacity: room)
@@ -41,14 +37,14 @@ public final class AioBatch {
 
     deinit {
         // Nothing may be in flight when the memory goes.
-        while caio_context_in_flight(context) > 0 { reap() }
-        caio_context_destroy(context)
+        while inFlight > 0 { reap() }
+        if let context { caio_context_destroy(context) }
         operations.deallocate()
     }
 
     /// Begins a batch of this file. The one before must have been finished.
     public func begin(_ file: DirectFile, _ direction: Direction) {
-        precondition(caio_context_in_flight(context) == 0 && started == count, "the last batch is not finished")
+        precondition(inFlight == 0 && started == count, "the last batch is not finished")
         self.file = file
         self.direction = direction
         count = 0
@@ -75,17 +71,27 @@ public final class AioBatch {
     }
 
     /// Sets the transfers going, as many as fit. Few transfers, those through the page cache and those of files that are
-    /// observed are performed at once, one after the other.
+    /// observed are performed at once, one after the other; so are all where the kernel has no context to give.
     public func start() {
         guard let file else { return }
-        if file.observer != nil || !file.isDirect || count <= 2 { perform(file) } else { pump() }
+        if file.observer != nil || !file.isDirect || count <= 2 || !hasContext() { perform(file) } else { pump() }
     }
+
+    private func hasContext() -> Bool {
+        if context == nil {
+            var reason: CInt = 0
+            context = caio_context_create(CUnsignedInt(depth), &reason)
+        }
+        return context != nil
+    }
+
+    private var inFlight: CUnsignedInt { context.map { caio_context_in_flight($0) } ?? 0 }
 
     /// Waits for all transfers. When any failed, the rest still ends before the first failure is thrown; what reached
     /// the file is then unknown.
     public func finish() throws(IOError) {
-        while started < count || caio_context_in_flight(context) > 0 {
-            if caio_context_in_flight(context) > 0 { reap() }
+        while started < count || inFlight > 0 {
+            if inFlight > 0 { reap() }
             pump()
         }
         if failure == nil, let file { judge(file) }
@@ -109,6 +115,10 @@ public final class AioBatch {
     }
 
     private func pump() {
+        guard let context else {
+            if let file { perform(file) }
+            return
+        }
         while started < count {
             let answer = caio_context_submit(context, operations + started, CUnsignedInt(count - started))
             if answer > 0 {
@@ -124,6 +134,7 @@ public final class AioBatch {
     }
 
     private func reap() {
+        guard let context else { return }
         let answer = caio_context_reap(context, 1)
         precondition(answer >= 0, "io_getevents refused its own context: errno \(-answer)")
     }

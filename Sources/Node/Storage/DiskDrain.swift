@@ -34,10 +34,10 @@ final class DiskDrain {
         /// Whether nothing of the job is left behind this batch.
         var isLast = false
 
-        init(blocks: Int, unit: Int) throws(IOError) {
+        init(blocks: Int, unit: Int) {
             batch = DrainBatch(capacity: blocks)
             staging = AlignedBuffer(minimumCount: blocks * unit)
-            reads = try AioBatch(depth: DiskDrain.depth)
+            reads = AioBatch(depth: DiskDrain.depth)
         }
     }
 
@@ -173,7 +173,7 @@ final class DiskDrain {
         while let job = jobs.first {
             var planner =
                 self.planner ?? DrainPlanner(buffer: job.buffer, preserve: job.preserve, capacity: batchBlocks)
-            let stage = try stage()
+            let stage = stage()
             let overlay = overlays.last.flatMap { $0.epoch == job.epoch ? $0 : nil }
             do throws(IOError) {
                 try planner.next(
@@ -193,9 +193,9 @@ final class DiskDrain {
         return nil
     }
 
-    private func stage() throws(DiskReplicaError) -> Stage {
+    private func stage() -> Stage {
         if let stage = spare.popLast() { return stage }
-        do throws(IOError) { return try Stage(blocks: batchBlocks, unit: geometry.unit) } catch { throw .io(error) }
+        return Stage(blocks: batchBlocks, unit: geometry.unit)
     }
 
     private func release(_ stage: Stage) {
@@ -224,7 +224,7 @@ final class DiskDrain {
         let batch = stage.batch
         if !batch.preImageBlocks.isEmpty || !batch.zeroPreImageBlocks.isEmpty {
             let overlay = try overlay(for: job.epoch)
-            let transfers = try transfers(&hiddenWrites)
+            let transfers = transfers(&hiddenWrites)
             try overlay.beginPreserving(batch, staging: stage.staging, transfers)
             try readAhead(stage)
             try overlay.endPreserving(transfers)
@@ -248,7 +248,7 @@ final class DiskDrain {
 
     private func write(_ batch: DrainBatch, _ job: Job) throws(DiskReplicaError) {
         if counts.epoch != job.epoch { counts = DiskSeal(epoch: job.epoch) }
-        let transfers = try transfers(&secondaryWrites)
+        let transfers = transfers(&secondaryWrites)
         transfers.begin(secondary, .write)
         for run in batch.writes {
             add(run, job.buffer.address(0), to: transfers)
@@ -281,13 +281,11 @@ final class DiskDrain {
         drained()
     }
 
-    private func transfers(_ place: inout AioBatch?) throws(DiskReplicaError) -> AioBatch {
+    private func transfers(_ place: inout AioBatch?) -> AioBatch {
         if let made = place { return made }
-        do throws(IOError) {
-            let made = try AioBatch(depth: Self.depth)
-            place = made
-            return made
-        } catch { throw .io(error) }
+        let made = AioBatch(depth: Self.depth)
+        place = made
+        return made
     }
 
     // MARK: Parts
