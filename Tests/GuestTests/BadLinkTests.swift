@@ -29,7 +29,7 @@ extension BadInput {
 
         @Test(
             "a disk larger than the store can take is refused and leaves nothing behind",
-            arguments: [UInt64(9) << 40, UInt64(1) << 62, UInt64.max - 511])
+            arguments: [UInt64(129) << 40, UInt64(1) << 62, UInt64.max - 511])
         func diskTooLarge(size: UInt64) throws {
             let serve = try FakeServe()
             let disks = [Hello.Disk(id: "small", size: 1 << 20), Hello.Disk(id: "big", size: size)]
