@@ -80,8 +80,8 @@ public struct StoreRecovery {
         report.findings = plan.findings.map(\.text)
         if record.durability == .memory {
             report.findings.append(
-                "durability 'memory': if this host lost power, or crashed, since the checkpoint, the disks may lack what"
-                    + " the kernel had not written yet")
+                "durability 'memory': if this host lost power, or crashed, since the checkpoint, the disks may lack"
+                    + " what the kernel had not written yet")
         }
         for disk in record.disks { report.disks.append(try survey(disk.id)) }
     }
