@@ -5,8 +5,8 @@ struct Recover: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Takes the disks of a guest in a stopped store back to the committed checkpoint, in place.",
         discussion: """
-            Afterwards disks/ID/secondary.raw alone is the disk. It may be killed at any moment; say it again and it goes
-            on.
+            Afterwards disks/ID/secondary.raw alone is the disk. It may be killed at any moment; say it again and it
+            goes on.
             """)
 
     @Argument(help: "The guest's folder: STORE/GUEST.")
