@@ -16,6 +16,15 @@ public enum OverlayCluster: Equatable, Sendable {
     case zero
     /// Data at this offset of the overlay's file, in bytes.
     case data(UInt64)
+
+    /// Whether it is zeroes; nil when the overlay has nothing.
+    public var isZero: Bool? {
+        switch self {
+        case .unallocated: nil
+        case .zero: true
+        case .data: false
+        }
+    }
 }
 
 /// Consecutive clusters of the disk that lie in one piece of the overlay's file, or are all zero.

@@ -28,6 +28,11 @@ public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
     private let zeroes = AlignedBuffer(minimumCount: 2 * Sizes.sector)
     /// Told of each failure of the disk, on the device's thread.
     private let failed: @Sendable (DiskReplicaError) -> Void
+    /// Batches so far, and whether somebody waits for their end. Touched on the queue only.
+    private var batches = 0
+    private var watchesForIdle = false
+    /// When so long nothing came, what waits in memory goes to the disk, so that the next checkpoint finds little to do.
+    private static let idle = DispatchTimeInterval.milliseconds(20)
 
     /// Takes the replica over: it is reached through ``perform(_:)-(_)`` and ``withReplica(_:)`` only from now on.
     public init(_ replica: sending DiskReplica, failed: @escaping @Sendable (DiskReplicaError) -> Void = { _ in }) {
@@ -48,6 +53,8 @@ public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
 
     public func perform(_ batch: ExportBatch) {
         queue.async { [self] in
+            batches &+= 1
+            defer { drainWhenIdle() }
             for request in batch.requests {
                 do throws(DiskReplicaError) {
                     try perform(request, batch.replies)
@@ -56,6 +63,17 @@ public final class ReplicaDevice: ExportDevice, @unchecked Sendable {
                     batch.replies.fail(request, error.isNoSpace ? .noSpace : .io)
                 }
             }
+        }
+    }
+
+    private func drainWhenIdle() {
+        guard !watchesForIdle else { return }
+        watchesForIdle = true
+        let seen = batches
+        queue.asyncAfter(deadline: .now() + Self.idle) { [weak self] in
+            guard let self else { return }
+            watchesForIdle = false
+            if seen == batches { replica.drainLater() } else { drainWhenIdle() }
         }
     }
 

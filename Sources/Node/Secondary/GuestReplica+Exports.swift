@@ -143,7 +143,7 @@ extension GuestReplica {
                     try write(request, number, disk)
                     batch.replies.done(request)
                 case .flush, .cache: batch.replies.done(request)
-                case .blockStatus: batch.replies.fail(request, .notSupported)
+                case .blockStatus: batch.replies.extents(request, try extents(request, number, disk))
                 }
             } catch {
                 let isGone = exports[number] == nil
@@ -179,6 +179,12 @@ extension GuestReplica {
         }
         let wanted = staging.slice(Int(request.offset - start), request.byteCount)
         replies.read(request, bytes: UnsafeRawBufferPointer(wanted))
+    }
+
+    private func extents(_ request: ExportRequest, _ number: Int, _ disk: Int) throws -> [ExportExtent] {
+        guard let open = exports[number] else { throw Gone() }
+        let scratch = open.scratch.indices.contains(disk) ? open.scratch[disk].stash : nil
+        return try store.viewExtents(disk, open.epoch, request.range, over: scratch)
     }
 
     private func write(_ request: ExportRequest, _ number: Int, _ disk: Int) throws {

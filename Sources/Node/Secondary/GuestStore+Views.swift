@@ -34,6 +34,14 @@ extension GuestStore {
         try disks[disk].replica.readHeld(epoch, range, into: bytes)
     }
 
+    /// Hole and data, from the range's start on; may end before the range does.
+    func viewExtents(
+        _ disk: Int, _ epoch: Epoch, _ range: ByteRange, over scratch: BlockStash?
+    ) throws -> [ExportExtent] {
+        guard disks.indices.contains(disk) else { throw Failed(description: "the disks of '\(name)' are not open") }
+        return try disks[disk].replica.heldExtents(epoch, range, over: scratch)
+    }
+
     /// Files for what the clients of an export write.
     func makeScratch(_ number: Int) throws -> [ScratchDisk] {
         try disks.map { disk in

@@ -19,7 +19,8 @@ final class ViewDevice: ExportDevice {
         self.disk = disk
         self.size = size
         self.isReadOnly = isReadOnly
-        capabilities = isReadOnly ? .multiConnection : [.flush, .trim, .zero, .multiConnection]
+        capabilities =
+            isReadOnly ? [.blockStatus, .multiConnection] : [.flush, .trim, .zero, .blockStatus, .multiConnection]
     }
 
     func perform(_ batch: ExportBatch) {

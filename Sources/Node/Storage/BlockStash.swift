@@ -33,6 +33,9 @@ final class BlockStash {
 
     func contains(_ block: UInt64) -> Bool { held.contains(Int(block)) }
 
+    /// Whether the block is held as zeroes; nil when it is not held.
+    func isZero(_ block: UInt64) -> Bool? { contains(block) ? zeroes.contains(Int(block)) : nil }
+
     /// Keeps blocks; `bytes` has 4 KiB for each, also for a short last block.
     func put(_ blocks: Range<UInt64>, _ bytes: UnsafeRawBufferPointer) throws(IOError) {
         precondition(bytes.count == blocks.count * BlockGeometry.blockSize)

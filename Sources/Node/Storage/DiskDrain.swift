@@ -121,6 +121,9 @@ final class DiskDrain {
     }
 
     /// Forgets what waits; transfers that are under way end first. A failure stays.
+    ///
+    /// How those end does not matter: a pre-image that was not kept is of a block that nothing was written over, and a
+    /// block whose write failed has its pre-image in the hidden disk, which a recovery puts back and a view reads.
     func abandon() {
         if let stage = next {
             try? stage.reads.finish()

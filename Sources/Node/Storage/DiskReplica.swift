@@ -238,6 +238,13 @@ public final class DiskReplica {
         return true
     }
 
+    /// Has drained what the oldest epoch that is not sealed has buffered so far, and does not wait for it.
+    public func drainLater() {
+        guard let open = pipeline.drainable, !files.hasFailed else { return }
+        handOver(open)
+        collect(wait: false)
+    }
+
     /// Drains all of the epoch; in disk durability it is on the platter when this returns. Epochs are sealed in order.
     public func seal(epoch: Epoch) throws(DiskReplicaError) -> DiskSeal {
         try checkDrain()
@@ -311,11 +318,12 @@ public final class DiskReplica {
         pipeline.fail()
         try forgetBuffers()
         let bytes = try files.perform { (drain) throws(DiskReplicaError) in
-            drain.garbage = []
-            drain.overlays = []
             let rollback = DiskRollback(
                 io: drain.io, secondary: drain.secondary, directory: directory, geometry: BlockGeometry(diskSize: size))
             let bytes = try rollback.run(to: committed)
+            // Not before: until all is rolled back, views of checkpoints need the hidden disks, removed or not.
+            drain.garbage = []
+            drain.overlays = []
             drain.recovered()
             return bytes
         }

@@ -51,4 +51,23 @@ struct ReplicaDeviceTests {
             #expect(first && rest, "the checkpoint is not touched by later writes")
         }
     }
+
+    @Test(
+        "what was written goes to the disk by itself when nothing more comes",
+        .enabled(if: !ExportFixture.missing("qemu-io"), "qemu-utils is not installed"))
+    func idle() async throws {
+        let folder = FileManager.default.temporaryDirectory.appending(path: "replica-\(UUID().uuidString.prefix(8))")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let device = try Self.make(folder.path + "/vda", size: 16 << 20, durable: false)
+        try await ExportFixture.run([.init(name: "vda", device: device)]) { fixture in
+            _ = try await fixture.tool("qemu-io", ["-f", "raw", "-c", "write -P 7 64k 64k", fixture.uri("vda")])
+            // As long as it takes: a machine under load gives the device's thread its turn late.
+            while try await device.withReplica({ $0.bufferedBytes }) > 0 {
+                try await Task.sleep(for: .milliseconds(5))
+            }
+            let bytes = try Data(contentsOf: folder.appending(path: "vda/secondary.raw"))
+            #expect(bytes[(64 << 10)..<(128 << 10)].allSatisfy { $0 == 7 })
+        }
+    }
 }

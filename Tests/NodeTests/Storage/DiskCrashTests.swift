@@ -265,4 +265,39 @@ struct DiskCrashTests {
         #expect(try replica.contents(after: Epoch(1)) == old)
         #expect(try replica.contents(after: Epoch(3))[4096] == 2)
     }
+
+    @Test("a rollback that fails half way can be repeated, and until then every checkpoint reads right")
+    func failedRollback() throws {
+        let scratch = try DiskScratch(below: Self.place)
+        let faults = FaultInjector(below: scratch.path)
+        defer { faults.end() }
+        let size = 4 << 20
+        let replica = try DiskReplica.create(directory: scratch.path, size: UInt64(size), durable: false)
+        try replica.beginEpoch(Epoch(1), preserve: false)
+        for number in UInt64(1)...3 {
+            if number > 1 { try replica.beginEpoch(Epoch(number)) }
+            let bytes = [UInt8](repeating: UInt8(number), count: size)
+            try bytes.withUnsafeBytes { try replica.write(epoch: Epoch(number), offset: 0, bytes: $0) }
+            _ = try replica.seal(epoch: Epoch(number))
+        }
+        try replica.committed(Epoch(1))
+        let old = [UInt8](repeating: 1, count: size)
+        // Of each hidden disk in turn, some of it has been put back when the disk refuses a write.
+        for passed in [1, 5] {
+            let calls = Mutex(0)
+            faults.fail(.ioError) { call in
+                guard call.path.hasSuffix("secondary.raw"), !call.isRead else { return false }
+                return calls.withLock { calls in
+                    calls += 1
+                    return calls > passed
+                }
+            }
+            #expect(throws: DiskReplicaError.self) { _ = try replica.recover(committed: Epoch(1)) }
+            faults.heal()
+            #expect(try replica.contents(after: Epoch(1)) == old, "after \(passed) writes")
+        }
+        _ = try replica.recover(committed: Epoch(1))
+        #expect(try replica.contents(after: Epoch(1)) == old)
+        #expect(replica.overlayChain(after: Epoch(1)).count == 1)
+    }
 }

@@ -80,6 +80,7 @@ struct DiskViewsTests {
             }
             guard random.below(4) == 0 else { continue }
             for view in held {
+                try checkExtents(replica, view.epoch, view.contents, "size \(size), seed \(seed), step \(step)")
                 #expect(
                     try contents(replica, view.epoch) == view.contents,
                     "size \(size), seed \(seed), step \(step), view of \(view.epoch) at \(committed)")
@@ -89,6 +90,22 @@ struct DiskViewsTests {
         try replica.reclaim()
         let left = try files(scratch).filter { $0 != "secondary.raw" && $0 != "hidden-\(epoch).qcow2" }
         #expect(left.isEmpty, "seed \(seed): \(left) are left")
+    }
+
+    /// Holes cover nothing but zeroes, and the extents cover the disk.
+    private func checkExtents(_ replica: DiskReplica, _ epoch: Epoch, _ contents: [UInt8], _ where: String) throws {
+        var place: UInt64 = 0
+        while place < replica.size {
+            let rest = ByteRange(offset: place, length: replica.size - place)
+            let extents = try replica.heldExtents(epoch, rest, over: nil)
+            try #require(!extents.isEmpty)
+            for extent in extents {
+                let bytes = contents[Int(place)..<Int(place + extent.byteCount)]
+                if extent.isZero { #expect(bytes.allSatisfy { $0 == 0 }, "\(`where`), a hole at \(place)") }
+                place += extent.byteCount
+            }
+        }
+        #expect(place == replica.size)
     }
 
     private func foldALittle(_ replica: DiskReplica, _ random: inout DiskRandom) {
