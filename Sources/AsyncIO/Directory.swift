@@ -52,6 +52,21 @@ public enum Directory {
         }
     }
 
+    /// Makes a symbolic link (symlink(2)).
+    public static func link(_ path: String, to target: String) throws(IOError) {
+        guard symlink(target, path) == 0 else {
+            throw IOError(operation: "symlink", path: path, errno: Errno(rawValue: Glibc.errno))
+        }
+    }
+
+    /// What a symbolic link names (readlink(2)); nil for anything else.
+    public static func linkTarget(_ path: String) -> String? {
+        let target = [UInt8](unsafeUninitializedCapacity: Int(PATH_MAX)) { bytes, count in
+            count = bytes.baseAddress.map { max(readlink(path, $0, bytes.count), 0) } ?? 0
+        }
+        return target.isEmpty ? nil : String(decoding: target, as: UTF8.self)
+    }
+
     /// Gives a file another name, replacing what had it (rename(2)).
     public static func rename(_ from: String, to target: String) throws(IOError) {
         try FileObservation.announce(.rename(from: from, to: target), of: target)

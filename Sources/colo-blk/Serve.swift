@@ -21,6 +21,10 @@ struct Serve: AsyncParsableCommand {
         name: .long, help: "GUEST/DISK=FILE: an existing copy that a new replica begins with; repeatable.")
     var seed: [String] = []
 
+    @Option(
+        name: .long, help: "GUEST/DISK=DEVICE: a block device for a new replica's disk, overwritten; repeatable.")
+    var device: [String] = []
+
     @Flag(name: .long, help: "Do not start the guest once, paused, after its first checkpoint.")
     var noProof = false
 
@@ -49,7 +53,8 @@ struct Serve: AsyncParsableCommand {
             let daemon = try SecondaryDaemon.open(
                 options: .init(
                     store: store.store, proof: !noProof, qemu: qemu,
-                    seeds: try seed.map { text in try DiskSeed(parsing: text) },
+                    seeds: try seed.map { text in try DiskSeed(parsing: text) }
+                        + device.map { text in try DiskSeed(parsing: text, isDevice: true) },
                     ramLogBytes: ramLog.map { UInt64($0) << 20 }),
                 log: log)
             let services = ServiceGroup(

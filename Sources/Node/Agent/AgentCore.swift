@@ -69,6 +69,11 @@ final class AgentCore {
     private(set) var figures = AgentFigures()
     /// Bytes of all frames sent.
     private(set) var sentTotal: UInt64 = 0
+    /// ``sentTotal`` at the last flush.
+    private var flushedTotal: UInt64 = 0
+    private var willFlush = false
+    /// So much does not wait for company.
+    private static let flushBytes: UInt64 = 128 << 10
     private var consumedTotal: UInt64 = 0
     private var ending: AgentEnding?
 
@@ -231,7 +236,23 @@ final class AgentCore {
         send(output.frame, header: output.header)
     }
 
-    func flush() { link.flush() }
+    func flush() {
+        flushedTotal = sentTotal
+        link.flush()
+    }
+
+    /// Has what was written go to the link within a millisecond. The guest's next write does not wait for the link, and
+    /// the processors are not woken for each one of them; whatever a checkpoint waits for is flushed by ``flush()``.
+    func flushSoon() {
+        guard sentTotal - flushedTotal < Self.flushBytes else { return flush() }
+        guard !willFlush, sentTotal > flushedTotal else { return }
+        willFlush = true
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        loop.scheduleTask(in: .milliseconds(1)) {
+            bound.value.willFlush = false
+            bound.value.flush()
+        }
+    }
 
     /// A frame from the secondary.
     func received(_ frame: LinkFrame) {

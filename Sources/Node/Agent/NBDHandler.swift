@@ -61,7 +61,7 @@ final class NBDHandler: ChannelInboundHandler {
 
     func channelReadComplete(context: ChannelHandlerContext) {
         context.flush()
-        core.flush()
+        core.flushSoon()
         context.fireChannelReadComplete()
     }
 

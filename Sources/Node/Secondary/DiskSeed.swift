@@ -15,15 +15,18 @@ public struct DiskSeed: Codable, Sendable, Equatable {
     /// A raw file or block device; qcow2 when the name ends in `.qcow2`. The format is never guessed from the contents,
     /// which the guest wrote: they could name any file of this host as a backing file.
     public var file: String
+    /// The file is a block device that is to be the secondary disk itself: nothing is copied.
+    public var isDevice: Bool
 
-    public init(guest: String, disk: String, file: String) {
+    public init(guest: String, disk: String, file: String, isDevice: Bool = false) {
         self.guest = guest
         self.disk = disk
         self.file = file
+        self.isDevice = isDevice
     }
 
     /// Parses `GUEST/DISK=FILE`, or `DISK=FILE` when the guest is known.
-    public init(parsing text: String, guest: String? = nil) throws(Refused) {
+    public init(parsing text: String, guest: String? = nil, isDevice: Bool = false) throws(Refused) {
         let form = guest == nil ? "GUEST/DISK=FILE" : "DISK=FILE"
         guard let equals = text.firstIndex(of: "=") else {
             throw Refused(description: "'\(text)' is not \(form)")
@@ -42,13 +45,19 @@ public struct DiskSeed: Codable, Sendable, Equatable {
         guard FileSafeName.isValid(String(name)), !file.isEmpty else {
             throw Refused(description: "'\(text)' is not \(form)")
         }
-        self.init(guest: owner, disk: String(name), file: file)
+        guard !isDevice || file.hasPrefix("/") else {
+            throw Refused(description: "'\(file)' is no path from the root, by which a device is found again")
+        }
+        self.init(guest: owner, disk: String(name), file: file, isDevice: isDevice)
     }
 
-    private var format: ImageFormat { file.hasSuffix(".qcow2") ? .qcow2 : .raw }
+    private var format: ImageFormat { file.hasSuffix(".qcow2") && !isDevice ? .qcow2 : .raw }
 
     /// Opens the file and what is below it. Throws when it is no disk.
     func open() throws -> ImageChain {
+        if isDevice, try !DirectFile(path: file, mode: .readOnly, direct: false).isBlockDevice {
+            throw Refused(description: "\(file) is no block device; a file is copied by --seed")
+        }
         let chain = try ImageChain(path: file, format: format)
         guard chain.size > 0, chain.size % UInt64(Sizes.sector) == 0 else {
             throw Refused(
@@ -89,6 +98,12 @@ enum SeedCopy {
         let target = "\(directory)/\(DiskFiles.secondary)"
         let temporary = target + DiskFiles.unfinishedSuffix
         try Directory.create(directory)
+        if seed.isDevice {
+            unlink(temporary)
+            try Directory.link(temporary, to: seed.file)
+            try Directory.rename(temporary, to: target)
+            return try DirectFile.syncDirectory(directory)
+        }
         do {
             let file = try DirectFile(path: temporary, mode: .createOrTruncate)
             if try !(seed.isRaw && file.clone(from: seed.file, length: chain.size)) {

@@ -14,6 +14,13 @@ extension GuestStore {
             let folder = diskDirectory(id)
             let size = try? DirectFile(path: "\(folder)/\(DiskFiles.secondary)", mode: .readOnly, direct: false).size()
             let isKept = size != nil && wanted.contains { $0.id == id && $0.size == size }
+            if !isKept, let device = Directory.linkTarget("\(folder)/\(DiskFiles.secondary)") {
+                let found = size.map { "\($0) bytes" } ?? "no size that can be told"
+                throw Refuse(
+                    code: .identityMismatch,
+                    message: "disk '\(id)' of '\(name)' lies on \(device), which has \(found), and the guest has no "
+                        + "such disk of that size: 'colo-blk remove \(name)' on the secondary first")
+            }
             for file in try Directory.names(in: folder) where !(isKept && file == DiskFiles.secondary) {
                 try Directory.removeFile("\(folder)/\(file)")
             }

@@ -19,10 +19,11 @@ extension SecondaryDaemon {
     func seedSizes(_ guest: String, committed: Epoch?) throws -> [String: UInt64] {
         var sizes: [String: UInt64] = [:]
         for seed in options.seeds where seed.guest == guest {
+            if seed.isDevice, committed != nil, Directory.linkTarget(secondaryDisk(of: seed)) == seed.file { continue }
             if let committed {
                 throw DiskSeed.Refused(
                     description: "'\(guest)' has checkpoint \(committed) already, which \(seed.file) would destroy: "
-                        + "leave --seed out, or 'colo-blk remove \(guest)' first")
+                        + "leave \(seed.isDevice ? "--device" : "--seed") out, or 'colo-blk remove \(guest)' first")
             }
             guard sizes[seed.disk] == nil else {
                 throw DiskSeed.Refused(description: "disk '\(seed.disk)' of '\(guest)' has two seeds; name one")
@@ -56,11 +57,16 @@ extension SecondaryDaemon {
         }
     }
 
+    private func secondaryDisk(of seed: DiskSeed) -> String {
+        "\(store.guestDirectory(seed.guest))/disks/\(seed.disk)/\(DiskFiles.secondary)"
+    }
+
     private func plant(_ seed: DiskSeed, _ progress: @escaping @Sendable (String) -> Void) throws {
         let directory = "\(store.guestDirectory(seed.guest))/disks/\(seed.disk)"
         let size = try seed.open().size
         let found = try? DirectFile(path: "\(directory)/\(DiskFiles.secondary)", mode: .readOnly).size()
-        guard found != size else {
+        let isInPlace = seed.isDevice ? Directory.linkTarget(secondaryDisk(of: seed)) == seed.file : found == size
+        guard !isInPlace else {
             log.info("seed: the disk is there already", metadata: ["guest": "\(seed.guest)", "disk": "\(seed.disk)"])
             return
         }

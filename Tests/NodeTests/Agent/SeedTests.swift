@@ -122,6 +122,54 @@ struct SeedTests {
         #expect(try WholeFile.read("\(place.directory)/g/disks/d/secondary.raw", limit: 1 << 30) == disk)
     }
 
+    @Test(
+        "a block device becomes the disk, only what differs is sent, and the option may stay for ever",
+        .enabled(if: LoopDevice.isPossible, "this machine gives us no loop device"))
+    func device() async throws {
+        let place = try Place()
+        defer { place.remove() }
+        var random = SplitMix64(seed: 7)
+        var disk = disk(&random)
+        let device = try #require(try LoopDevice(size: UInt64(disk.count), in: place.base))
+        var near = disk
+        near[7 * Self.block] ^= 0xFF
+        near[8 * Self.block] ^= 0xFF
+        let file = try DirectFile(path: device.path, mode: .readWrite, direct: false)
+        try near.withUnsafeBytes { try file.write(at: 0, from: $0) }
+        try file.sync()
+        let seed = try DiskSeed(parsing: "g/d=\(device.path)", isDevice: true)
+        for round in 0..<2 {
+            let protection = try await Protection(place, seeds: [seed])
+            let traffic = try await protection.protect(disk)
+            #expect(traffic.bytes < UInt64(2 * Self.block) + Self.small, "round \(round)")
+            var found = [UInt8](repeating: 0, count: disk.count)
+            try found.withUnsafeMutableBytes { try file.read(at: 0, into: $0) }
+            #expect(found == disk, "round \(round)")
+            #expect(Directory.linkTarget(protection.diskPath) == device.path)
+            try await protection.stop()
+            disk[round * Self.block] ^= 0x0F
+        }
+        #expect(throws: DiskSeed.Refused.self, "a file is no device") {
+            _ = try DiskSeed(guest: "g", disk: "d", file: self.write(disk, place), isDevice: true).open()
+        }
+    }
+
+    @Test("a device of another size is refused and stays where it is, also when nobody names it any more")
+    func otherDevice() async throws {
+        guard LoopDevice.isPossible else { return print("skipped: no loop device") }
+        let place = try Place()
+        defer { place.remove() }
+        let device = try #require(try LoopDevice(size: 1 << 20, in: place.base))
+        let seed = try DiskSeed(parsing: "g/d=\(device.path)", isDevice: true)
+        for seeds in [[seed], []] {
+            let protection = try await Protection(place, seeds: seeds)
+            let refuse = await #expect(throws: Refuse.self) { _ = try await protection.connect(size: 2 << 20) }
+            #expect(refuse?.code == .identityMismatch, "\(refuse?.message ?? "")")
+            #expect(Directory.linkTarget(protection.diskPath) == device.path)
+            try await protection.stop()
+        }
+    }
+
     @Test("a seed that is missing or no disk is refused at the start; what is no seed at all is refused by its form")
     func unusable() throws {
         let place = try Place()
