@@ -6,11 +6,7 @@ struct MutationTests {
     /// Seeds within which each known bug must be found. Measured: see docs/consistency.md.
     private static let seedsMax: UInt64 = 1000
 
-    /// Bugs that need longer runs than a test may take: `Scripts/simulate`.
-    private static let rare: [Mutation] = [.trustPageCache, .keepDoubtfulCopy]
-
-    @Test(
-        "the simulator finds each known protocol bug", arguments: Mutation.allCases.filter { !rare.contains($0) })
+    @Test("the simulator finds each known protocol bug", arguments: Mutation.allCases)
     func isFound(mutation: Mutation) {
         var plan = SimulationPlan()
         plan.count = Self.seedsMax

@@ -32,11 +32,25 @@ final class CommitFile {
         record = found.record
         nextSequence = found.nextSequence
         file = try DirectFile(path: path, mode: .readWrite, direct: false)
-        // A daemon that was killed may have left what was just read in the page cache only. Nothing is built on it before
-        // it is durable: recovery deletes what only the record before needs, and a recorded failover is not recorded
-        // again.
-        try file.sync()
+        try affirm(bytes)
         try DirectFile.syncDirectory(Directory.parent(of: path))
+    }
+
+    /// Makes durable what was read. A daemon that was killed may have left it in the page cache only, and nothing is built
+    /// on it before it is durable: recovery deletes what only the record before needs, a recorded failover is not recorded
+    /// again, and the next record goes over the other slot.
+    ///
+    /// A sync alone would not do: if that daemon's own sync had failed, the kernel takes the pages for clean and has
+    /// nothing to write, while the medium holds a torn slot, or a record whose epoch was rolled back. So both slots are
+    /// written again with the bytes that they have, the newest one first: it is never at risk while the other one is
+    /// written, and bytes that are on the medium already cannot be torn by themselves.
+    private func affirm(_ bytes: [UInt8]) throws(IOError) {
+        let newest = record?.slot ?? 1
+        for slot in [newest, 1 - newest] {
+            let start = slot * CommitSlot.length
+            try file.write(at: UInt64(start), from: Array(bytes[start..<start + CommitSlot.length]))
+            try file.sync()
+        }
     }
 
     /// Writes the next record; with `durable` it is on the medium when this returns. The record before it stays whole

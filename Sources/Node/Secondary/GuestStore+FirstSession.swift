@@ -40,7 +40,11 @@ extension GuestStore {
             }
             throw error
         }
-        if durable { try DirectFile.syncDirectory("\(directory)/disks") }
+        guard durable else { return }
+        try DirectFile.syncDirectory("\(directory)/disks")
+        // What was deleted here, or by the recovery, must not come back: under this session's first record a hidden disk of
+        // an earlier life would be rolled back into the disk.
+        for disk in wanted { try DirectFile.syncDirectory(diskDirectory(disk.id)) }
     }
 
     private func make(_ disk: Hello.Disk, durable: Bool) throws {

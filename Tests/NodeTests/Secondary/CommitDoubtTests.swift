@@ -36,6 +36,71 @@ private final class CallRecorder: FileObserver {
     }
 }
 
+/// Keeps what a disk would keep of the commit file: what was synced, whole. A sync that is made to fail keeps a half of
+/// each write and has the kernel forget the rest, as Linux does: the next sync has nothing to write, and succeeds.
+private final class CommitMedium: FileObserver {
+    private struct State {
+        var bytes: [UInt8]
+        var waiting: [(offset: Int, bytes: [UInt8])] = []
+        var failing = 0
+    }
+
+    private let path: String
+    private let directory: String
+    private let state: Mutex<State>
+
+    /// The commit file in the directory, as it is now.
+    init(in directory: String) throws {
+        self.directory = directory
+        path = "\(directory)/commit"
+        state = Mutex(State(bytes: try WholeFile.read(path, limit: CommitSlots.fileLength)))
+        FileObservation.begin(below: directory, self)
+    }
+
+    func end() { FileObservation.end(below: directory) }
+
+    func failNextSync() { state.withLock { $0.failing = 1 } }
+
+    /// What a power loss now would leave: each write that was not synced torn in the middle.
+    var afterPowerLoss: [UInt8] {
+        state.withLock { state in
+            var bytes = state.bytes
+            for write in state.waiting { Self.tear(write, &bytes) }
+            return bytes
+        }
+    }
+
+    private static func tear(_ write: (offset: Int, bytes: [UInt8]), _ bytes: inout [UInt8]) {
+        bytes.replaceSubrange(write.offset..<write.offset + 512, with: write.bytes[..<512])
+    }
+
+    func willPerform(_ call: FileCall) throws(IOError) {
+        guard call.path == path else { return }
+        let fails = state.withLock { state -> Bool in
+            switch call {
+            case .write(_, let offset, let bytes):
+                state.waiting.append((Int(offset), Array(bytes)))
+            case .sync:
+                let fails = state.failing > 0
+                for write in state.waiting {
+                    if fails {
+                        Self.tear(write, &state.bytes)
+                    } else {
+                        let end = write.offset + write.bytes.count
+                        state.bytes.replaceSubrange(write.offset..<end, with: write.bytes)
+                    }
+                }
+                state.waiting = []
+                if fails { state.failing -= 1 }
+                return fails
+            default: break
+            }
+            return false
+        }
+        if fails { throw IOError(operation: "injected fault", path: path, errno: .ioError) }
+    }
+}
+
 /// What the simulator found: records of which it is not known whether they are on the medium.
 @Suite("A commit record in doubt")
 struct CommitDoubtTests {
@@ -124,6 +189,34 @@ struct CommitDoubtTests {
         #expect(named < removed)
     }
 
+    @Test("what a removed replica left of a disk is durably gone before the first record of the next one")
+    func removedStaysAway() throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        do {
+            let store = try open(place)
+            let primary = primary(store)
+            try primary.begin()
+            _ = try commit(primary)
+            try store.endSession()
+        }
+        // The removal was cut short: the record went, the disk stayed, with what a session and a failover had made.
+        let folder = "\(place.directory)/disks/d"
+        try CommitFile.create(in: place.directory)
+        for name in ["hidden-7.qcow2", "active.qcow2"] { try WholeFile.write("\(folder)/\(name)", [1], durable: true) }
+        let recorder = CallRecorder(below: place.directory)
+        defer { recorder.end() }
+        let store = try open(place)
+        let primary = primary(store)
+        try primary.begin()
+        let removed = try ["hidden-7.qcow2", "active.qcow2"].map { name in
+            try #require(recorder.calls.lastIndex(of: "remove \(folder)/\(name)"), "\(name)")
+        }
+        let synced = try #require(recorder.calls.lastIndex(of: "sync of directory \(folder)"))
+        for index in removed { #expect(index < synced) }
+    }
+
     @Test("a first copy behind a failed sync is not kept: it can be read and yet be lost")
     func doubtfulCopy() throws {
         let place = try Place()
@@ -178,5 +271,44 @@ struct CommitDoubtTests {
         _ = try store.makeActiveDisks(.active)
         let disk = try WholeFile.read("\(place.directory)/disks/d/secondary.raw", limit: 1 << 24)
         #expect(disk == acknowledged.disk)
+    }
+
+    @Test("after a failed sync and a restart, at no moment both slots can be lost")
+    func failedSyncThenRestart() throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        let store = Identifier(high: 1, low: 2)
+        do {
+            let first = try open(place)
+            let primary = primary(first)
+            try primary.begin()
+            for _ in 0..<2 { _ = try commit(primary) }
+            try first.endSession()
+        }
+        let medium = try CommitMedium(in: place.directory)
+        defer { medium.end() }
+        func recordAfterPowerLoss() throws -> CommitRecord? {
+            let bytes = medium.afterPowerLoss
+            return try CommitSlots.choose(
+                Array(bytes[..<CommitSlot.length]), Array(bytes[CommitSlot.length...]), store: store
+            ).record
+        }
+        do {
+            let failing = try open(place)
+            medium.failNextSync()
+            #expect(throws: IOError.self) { try failing.promote() }
+        }
+        // The page cache has the promotion whole, the medium a torn one.
+        #expect(try recordAfterPowerLoss()?.role == .replica)
+        let again = try open(place)
+        #expect(again.isPromoted)
+        #expect(try recordAfterPowerLoss()?.role == .promoted, "what a daemon goes by must be on the medium")
+        try again.promote()
+        #expect(try recordAfterPowerLoss()?.generation == Generation(3))
+        // The next record is torn by a power loss while it is written: the one before it must be there.
+        medium.failNextSync()
+        #expect(throws: IOError.self) { try again.promote() }
+        #expect(try recordAfterPowerLoss()?.generation == Generation(3))
     }
 }

@@ -29,7 +29,14 @@ final class CommitFileModel {
         nextSequence = found.nextSequence
         // What was found may be in the page cache only; nothing is built on it before it is durable.
         guard storage.mutation != .trustPageCache else { return }
-        try storage.sync(Self.path)
+        let newest = record?.slot ?? 1
+        for slot in [newest, 1 - newest] {
+            let start = slot * CommitSlot.length
+            if storage.mutation != .syncFoundRecordOnly {
+                try storage.write(Self.path, at: start, Array(bytes[start..<start + CommitSlot.length]))
+            }
+            try storage.sync(Self.path)
+        }
         try storage.syncDirectory("")
     }
 

@@ -181,6 +181,8 @@ final class StoreModel {
         for disk in wanted where !storage.exists("disks/\(disk.id)/secondary.raw") {
             try DiskModel.create(disk.id, size: disk.size, storage: storage, durable: durable)
         }
+        guard durable, storage.mutation != .removedMayComeBack else { return }
+        for disk in wanted { try storage.syncDirectory("disks/\(disk.id)") }
     }
 
     func keepIdentity(_ json: [UInt8]) { session?.identity = json }

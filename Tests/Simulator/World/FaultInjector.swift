@@ -4,9 +4,13 @@ import Units
 extension Simulation {
     func planFaults() {
         for _ in 0..<options.faultCount {
-            let kinds = options.profile.faults
+            let isEmphasised = !options.emphasis.faults.isEmpty && chance(3, in: 4)
+            let kinds = isEmphasised ? options.emphasis.faults : options.profile.faults
             let kind = kinds[pick(0...kinds.count - 1)]
-            at(random(300_000_000...options.faultTime)) { [unowned self] in if !isHealed { inject(kind) } }
+            // A half of what is emphasised strikes during the first copy.
+            let isEarly = isEmphasised && chance(1, in: 2)
+            let time = isEarly ? random(0...200_000_000) : random(300_000_000...options.faultTime)
+            at(time) { [unowned self] in if !isHealed { inject(kind) } }
         }
     }
 

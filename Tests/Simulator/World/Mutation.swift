@@ -19,6 +19,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case wrongSlot
     /// A record that a restarted daemon reads counts before it is synced.
     case trustPageCache
+    /// A record that a restarted daemon reads is synced, not written again: after a sync that failed that does nothing.
+    case syncFoundRecordOnly
     /// A torn slot is believed.
     case tornSlotAccepted
     /// Failover keeps the generation and the role.
@@ -33,6 +35,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case staleDigests
     /// What a first copy left behind a failed sync is taken for durable.
     case keepDoubtfulCopy
+    /// What a removed replica left is deleted before the next one begins, not durably so.
+    case removedMayComeBack
     /// Blocks are overwritten without a pre-image.
     case skipPreImage
     /// The pre-image is written behind the block's new contents.
@@ -71,4 +75,28 @@ public enum Mutation: String, Sendable, CaseIterable {
     case failoverHalfRolledBack
     /// A record whose fate is unknown is forgotten, and its epoch rolled back.
     case forgetDoubtfulRecord
+}
+
+/// A run that shows more often what random ones show too seldom.
+public struct Emphasis: Sendable {
+    /// Kinds of which most of the faults are, half of those during the first copy; empty: those of the profile, after it.
+    var faults: [FaultKind] = []
+    /// The guest hardly writes, so that most of its disks stays what the first copy made of it.
+    var isQuiet = false
+}
+
+extension Mutation {
+    /// The runs that reveal the bug.
+    var emphasis: Emphasis {
+        switch self {
+        case .trustPageCache:
+            Emphasis(faults: [.crashWithinOperation, .failedCommit, .bothPowerLoss, .primaryPowerLoss])
+        case .syncFoundRecordOnly:
+            Emphasis(faults: [.failedCommit, .secondaryCrash, .crashWithinOperation, .primaryPowerLoss])
+        case .removedMayComeBack:
+            Emphasis(faults: [.forcedFailover, .secondaryPowerLoss, .powerLossWithinOperation, .crashWithinRecovery])
+        case .keepDoubtfulCopy: Emphasis(faults: [.failedSync], isQuiet: true)
+        default: Emphasis()
+        }
+    }
 }

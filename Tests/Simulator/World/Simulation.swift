@@ -247,7 +247,8 @@ public final class Simulation {
     }
 
     private func guestLife() {
-        guest?.live(writes: pick(0...3), pages: pick(0...5))
+        let isIdle = options.emphasis.isQuiet && !chance(1, in: 30)
+        guest?.live(writes: isIdle ? 0 : pick(0...3), pages: pick(0...5))
         stale?.guest.live(writes: pick(0...2), pages: 1)
         after(random(3_000_000...20_000_000)) { [unowned self] in guestLife() }
     }

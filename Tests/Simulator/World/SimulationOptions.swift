@@ -7,6 +7,7 @@ public struct SimulationOptions: Sendable {
     public var profile: Profile
     public var durability: Durability
     public var mutation: Mutation?
+    var emphasis = Emphasis()
     /// Nanoseconds between checkpoints.
     var interval: UInt64
     var useDelta: Bool

@@ -70,6 +70,7 @@ public struct SimulationPlan: Sendable {
                 guard let seed else { return }
                 var options = SimulationOptions(seed: seed)
                 options.mutation = mutation
+                options.emphasis = mutation?.emphasis ?? Emphasis()
                 let outcome = Simulation(options).run()
                 progress.withLock {
                     $0.summary.add(outcome)
