@@ -43,13 +43,14 @@ let package = Package(
     targets: [
         // Doors to C.
         .target(name: "CAio", linkerSettings: [.linkedLibrary("aio")]),
+        .target(name: "CKernels"),
         .target(name: "CLinux"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CQcow", pkgConfig: "libqcow", providers: [.apt(["libqcow-dev"])]),
 
         // Words and disks.
-        .target(name: "Units", swiftSettings: swiftSettings),
+        .target(name: "Units", dependencies: ["CKernels"], swiftSettings: swiftSettings),
         .target(name: "AsyncIO", dependencies: ["Units", "CAio", systemPackage], swiftSettings: swiftSettings),
 
         // Languages: bytes in, events and actions out.

@@ -19,6 +19,8 @@
  * Words on the kernel command line (defaults in brackets):
  *   colo.mode=idle|mem|disk|all|copy|build [idle]   which workloads run; RAM is verified and ticks printed in every mode
  *   colo.copy_kib=N [4096 in copy, else 0]      copy files through the page cache, N KiB a second
+ *   colo.copy_to=PATH [files of the root]       copy to this block device instead, 16 places in turn, flushed after each
+ *                                               64 KiB (destroys its content!)
  *   colo.build_units=N [20 in build, else 0]    work as a compiler does on its data, N source files a second
  *   colo.ram_mib=N [64]                 size of the checked area
  *   colo.rate=N [4000 in mem and all, else 0]  random 64-byte lines rewritten per second
@@ -584,14 +586,21 @@ static void *copy_thread(void *argument) {
     enum { source_size = 4 << 20, piece = 64 << 10 };
     char *text = malloc(source_size), *buffer = malloc(piece), path[32];
     if (!text || !buffer || !file_write("/source", text, text_make(text, source_size, &random))) return NULL;
+    bool to_disk = word("colo.copy_to", path, sizeof path);
     say("SELFCHECK copy kib=%llu", (unsigned long long)rate);
     for (;; n++) {
-        snprintf(path, sizeof path, "/copy%llu", (unsigned long long)(n % 3));
-        unlink(path);
-        int from = open("/source", O_RDONLY | O_CLOEXEC), to = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (!to_disk) {
+            snprintf(path, sizeof path, "/copy%llu", (unsigned long long)(n % 3));
+            unlink(path);
+        }
+        int from = open("/source", O_RDONLY | O_CLOEXEC);
+        int to = open(path, O_WRONLY | (to_disk ? 0 : O_CREAT) | O_CLOEXEC, 0600);
+        if (to_disk && to >= 0) lseek(to, (n % 16) * source_size, SEEK_SET);
+        if (to < 0) say("SELFCHECK copy: %s: %s", path, strerror(errno)), sleep_ms(1000);
         ssize_t count;
         while (from >= 0 && to >= 0 && (count = read(from, buffer, piece)) > 0) {
             if (write(to, buffer, count) != count) break;
+            if (to_disk) fdatasync(to);
             done += count;
             while ((now_ms() - started) * rate / 1000 < done >> 10) sleep_ms(5);
         }

@@ -46,8 +46,11 @@ public final class PageBatchEncoder {
     static let largestDelta = 3072
     /// zstd is not tried on fewer payload bytes.
     private static let smallestCompressed = 128
-    /// After a failure this many bytes of the payload are tried before all of it is.
+    /// After a failure this many bytes of a longer payload are tried before all of it is.
     private static let probeBytes = 16 << 10
+    /// zstd costs as much as finding the differences: when it saves less than one part in so many, the result is used,
+    /// and the try counts as a failure.
+    private static let worthwhileShare = 8
     /// After n failures in a row, 2^n batches go without a try, at most this many.
     private static let largestSkip = 16
 
@@ -250,14 +253,16 @@ public final class PageBatchEncoder {
         let source = UnsafeRawBufferPointer(rebasing: plain[PageBatch.headerBytes..<used])
         let target = UnsafeMutableRawBufferPointer(rebasing: packed[PageBatch.headerBytes...])
         let isWorthTrying =
-            failures == 0 || pays(UnsafeRawBufferPointer(rebasing: source.prefix(Self.probeBytes)), target)
-        guard isWorthTrying, let length = compressor.compress(source, into: target), Self.pays(length, of: rawLength)
-        else {
+            failures == 0 || rawLength <= Self.probeBytes
+            || pays(UnsafeRawBufferPointer(rebasing: source.prefix(Self.probeBytes)), target)
+        let length = isWorthTrying ? compressor.compress(source, into: target) : nil
+        if let length, length < rawLength - rawLength / Self.worthwhileShare {
+            failures = 0
+        } else {
             failures += 1
             skips = min(1 << min(failures, 10), Self.largestSkip)
-            return nil
         }
-        failures = 0
+        guard let length, Self.pays(length, of: rawLength) else { return nil }
         statistics.compressedBatches += 1
         return length
     }

@@ -22,6 +22,7 @@ enum RamText {
         lines.append("in all       \(text(info.total))")
         guard let last = info.epochs.last else { return lines }
         lines.append("rate         \(rate(info.epochs)) over the last \(info.epochs.count) checkpoints")
+        lines += history(info.epochs)
         lines.append("last         \(last.epoch): \(text(last.yield))")
         return lines
     }
@@ -36,6 +37,20 @@ enum RamText {
                 share(yield.identical, "identical"), share(yield.zero, "zero"), share(yield.delta, "delta"),
                 share(yield.whole, "whole"),
             ].joined(separator: ", ") + ")"
+    }
+
+    /// The remembered checkpoints in at most eight runs, the newest last.
+    private static func history(_ epochs: [RamInfo.EpochFigures]) -> [String] {
+        let runs = min(8, epochs.count)
+        guard runs > 1 else { return [] }
+        return (0..<runs).map { run in
+            let part = Array(epochs[epochs.count * run / runs..<epochs.count * (run + 1) / runs])
+            let pages = part.reduce(0) { $0 &+ $1.yield.pages }
+            let sent = part.reduce(0) { $0 &+ $1.yield.sentBytes }
+            let each = pages > 0 ? Fixed.text(Double(sent) / Double(pages), 1) : "-"
+            let name = "\(part[0].epoch)-\(part[part.count - 1].epoch)"
+            return "checkpoints  \(name): \(rate(part)), \(each) bytes a page"
+        }
     }
 
     /// Pages that changed in a second: mean, and the most of one checkpoint.

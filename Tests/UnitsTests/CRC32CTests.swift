@@ -1,5 +1,6 @@
 import Testing
-import Units
+
+@testable import Units
 
 @Suite("CRC-32C")
 struct CRC32CTests {
@@ -43,6 +44,9 @@ struct CRC32CTests {
             for end in start...64 {
                 let sum = bytes.withUnsafeBytes { CRC32C.checksum(UnsafeRawBufferPointer(rebasing: $0[start..<end])) }
                 #expect(sum == bitwise(bytes[start..<end]), "\(start)..<\(end)")
+                var slow = CRC32C()
+                bytes.withUnsafeBytes { slow.updateByTables(UnsafeRawBufferPointer(rebasing: $0[start..<end])) }
+                #expect(slow.value == sum, "by tables, \(start)..<\(end)")
             }
         }
     }

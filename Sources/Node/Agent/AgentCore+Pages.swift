@@ -11,6 +11,10 @@ extension AgentCore {
     /// and the guest waits for the encoder. In bytes the same as the link's budget.
     var chunksMax: Int { max(64, Int(settings.budgetBytes) / PageChunk.bytes) }
 
+    /// Chunks that wait for the end of the guest's pause, 64 MiB: while QEMU hands over its pages they get the processors,
+    /// and neither encoding nor the link takes part. A larger checkpoint is encoded as it comes.
+    private static let heldChunksMax = 256
+
     /// Free chunks that are kept: a checkpoint of 20,000 pages takes no memory from the kernel.
     private static let freeChunksMax = 320
 
@@ -24,10 +28,24 @@ extension AgentCore {
         } else {
             chunk.appendZero(block: UInt16(block), page: page)
         }
-        if chunk.isFull { submitChunk(lane: lane, epoch: streamEpoch) }
+        if chunk.isFull { chunkIsFull(lane: lane) }
+    }
+
+    private func chunkIsFull(lane: Int) {
+        let epoch = streamEpoch
+        guard running else { return submitChunk(lane: lane, epoch: epoch) }
+        heldChunks.append((chunks[lane], lane))
+        chunks[lane] = freeChunks.popLast() ?? PageChunk()
+        if heldChunks.count > Self.heldChunksMax { submitHeld(epoch: epoch) }
+    }
+
+    private func submitHeld(epoch: Epoch) {
+        for held in heldChunks { submit(held.chunk, lane: held.lane, epoch: epoch) }
+        heldChunks.removeAll(keepingCapacity: true)
     }
 
     func submitChunks(epoch: Epoch) {
+        submitHeld(epoch: epoch)
         for lane in chunks.indices { submitChunk(lane: lane, epoch: epoch) }
     }
 
@@ -35,6 +53,10 @@ extension AgentCore {
         let full = chunks[lane]
         guard !full.isEmpty else { return }
         chunks[lane] = freeChunks.popLast() ?? PageChunk()
+        submit(full, lane: lane, epoch: epoch)
+    }
+
+    private func submit(_ full: PageChunk, lane: Int, epoch: Epoch) {
         chunksInFlight += 1
         let bound = NIOLoopBound(self, eventLoop: loop)
         let loop = loop
@@ -60,6 +82,12 @@ extension AgentCore {
     /// All of a checkpoint is in our memory, and the guest stands still until we say that it may go on. When its own
     /// memory is to be compared, that is read first.
     func checkpointArrived(deviceState: [UInt8]) {
+        guard !isAcknowledgedAhead else {
+            // Owing an acknowledgement is over, if the whole checkpoint came at once.
+            owed = .nothing
+            pauseEnded()
+            return completeEpoch(deviceState: deviceState)
+        }
         guard let check = wantedCheck, check.source == .guest, let layout else {
             completeEpoch(deviceState: deviceState)
             owed = .acknowledge
@@ -95,11 +123,9 @@ extension AgentCore {
         let bound = NIOLoopBound(self, eventLoop: loop)
         let loop = loop
         encoder.digests(first: Int(check.first), count: Int(check.count), layout: layout) { values in
-            let outcome =
-                values.map { RamDigests.Outcome.digests($0) }
-                ?? .unavailable("the agent keeps no copy of the guest's memory (--no-delta): use --guest-memory")
             loop.execute {
-                bound.value.finish(figures, RamDigests(ask: check, outcome: outcome), deviceState: deviceState)
+                let answer = RamDigests(ask: check, outcome: .digests(values))
+                bound.value.finish(figures, answer, deviceState: deviceState)
             }
         }
     }

@@ -53,6 +53,9 @@ extension AgentCore: MigrationSink {
 
     func epochBoundary() {
         boundary()
+        // Everything is taken in whatever comes, so QEMU need not wait for us to read it: unless the guest's own memory
+        // is to be looked at while it stands still.
+        if wantedCheck?.source != .guest { owed = .acknowledgeAhead }
     }
 
     func checkpointComplete(deviceState: [UInt8]) {

@@ -52,7 +52,7 @@ final class AgentCore {
     }
 
     /// What the migration handler must send to QEMU after it has fed bytes to the stream.
-    enum Owed { case nothing, ready, reply, acknowledge }
+    enum Owed { case nothing, ready, reply, acknowledgeAhead, acknowledge }
 
     let settings: Settings
     let loop: any EventLoop
@@ -66,6 +66,8 @@ final class AgentCore {
     private var epochBytes: [Epoch: UInt64] = [:]
     private var sealedAt: [Epoch: Moment] = [:]
     var owed = Owed.nothing
+    /// Whether the checkpoint that comes in has been acknowledged already; set by the migration handler.
+    var isAcknowledgedAhead = false
     private(set) var figures = AgentFigures()
     /// Bytes of all frames sent.
     private(set) var sentTotal: UInt64 = 0
@@ -88,6 +90,8 @@ final class AgentCore {
     var chunks = (0..<RamEncoder.laneCount).map { _ in PageChunk() }
     var freeChunks: [PageChunk] = []
     var chunksInFlight = 0
+    /// Full chunks that the encoder gets when the guest runs again, and their lanes.
+    var heldChunks: [(chunk: PageChunk, lane: Int)] = []
     var dirtyPages = 0
     private(set) var running = false
     private(set) var checkpointRunning = false
@@ -413,6 +417,7 @@ final class AgentCore {
 
     /// The guest stands still and its disks are drained: what they write from now on belongs to the next epoch.
     func boundary() {
+        isAcknowledgedAhead = false
         // Done long ago, outside of the guest's pause, unless there was a disk and no initial copy.
         while !settle(ranges: 1024) {}
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendBoundary() }) else { return }

@@ -9,8 +9,7 @@ final class MigrationHandler: ChannelInboundHandler {
 
     private let core: AgentCore
     private var stream = ColoPrimaryStream(limits: MigrationLimits())
-    /// Bytes that the stream has not yet taken: less than one item of it.
-    private var rest = ByteBuffer()
+    private var cut = CutStream()
     private var reading = true
     /// The stream was given up: QEMU gets no more answers.
     private var hasFailed = false
@@ -36,64 +35,24 @@ final class MigrationHandler: ChannelInboundHandler {
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         guard isWelcome else { return }
-        var input = unwrapInboundIn(data)
         do {
-            if rest.readableBytes > 0 { try finishItem(with: &input, context: context) }
-            try feed(&input, context: context)
+            try feed(unwrapInboundIn(data), context: context)
         } catch {
             hasFailed = true
             core.end(.migrationEnded("\(error)"))
             context.close(promise: nil)
             return
         }
-        if input.readableBytes > 0 { rest.writeBuffer(&input) }
         adjustReading(context)
     }
 
-    /// An item was cut by the end of a read. Only as much of the new bytes as may belong to it is copied behind its
-    /// beginning; the others are read where they are.
-    private func finishItem(
-        with input: inout ByteBuffer, context: ChannelHandlerContext
-    ) throws(MigrationStreamError) {
-        while rest.readableBytes > 0, input.readableBytes > 0 {
-            let held = rest.readableBytes
-            let piece = min(input.readableBytes, Self.itemBytes)
-            if let slice = input.getSlice(at: input.readerIndex, length: piece) { rest.writeImmutableBuffer(slice) }
-            try feed(&rest, context: context)
-            let taken = held + piece - rest.readableBytes
-            if taken >= held {
-                input.moveReaderIndex(forwardBy: taken - held)
-                rest.clear()
-            } else {
-                // Still not whole, though something in front of it was taken.
-                input.moveReaderIndex(forwardBy: piece)
-            }
-        }
-    }
-
-    /// A page with its address and the longest name fits.
-    private static let itemBytes = 4096 + 512
-
-    private func feed(_ input: inout ByteBuffer, context: ChannelHandlerContext) throws(MigrationStreamError) {
-        while input.readableBytes > 0 {
+    private func feed(_ input: ByteBuffer, context: ChannelHandlerContext) throws(MigrationStreamError) {
+        try cut.take(input) { bytes throws(MigrationStreamError) in
             var sink = core
-            let consumed = try consume(input, into: &sink)
-            input.moveReaderIndex(forwardBy: consumed)
+            let consumed = try stream.consume(bytes, into: &sink)
             answer(context)
-            if consumed == 0 { return }
+            return consumed
         }
-    }
-
-    private func consume(_ input: ByteBuffer, into sink: inout AgentCore) throws(MigrationStreamError) -> Int {
-        var result: Result<Int, MigrationStreamError> = .success(0)
-        input.withUnsafeReadableBytes { bytes in
-            do throws(MigrationStreamError) {
-                result = .success(try stream.consume(bytes, into: &sink))
-            } catch {
-                result = .failure(error)
-            }
-        }
-        return try result.get()
     }
 
     private func answer(_ context: ChannelHandlerContext) {
@@ -109,6 +68,10 @@ final class MigrationHandler: ChannelInboundHandler {
         case .reply:
             core.pauseBegan = MonotonicClock.now()
             write(stream.reply(), context)
+        case .acknowledgeAhead:
+            guard stream.mayAcknowledgeAhead else { return }
+            core.isAcknowledgedAhead = true
+            write(stream.acknowledgeAhead(), context)
         case .acknowledge:
             write(stream.received() + stream.loaded(), context)
             core.pauseEnded()

@@ -27,6 +27,8 @@ final class RamEncoder: Sendable {
         let queue: DispatchQueue
         let encoder: PageBatchEncoder
         var shadows: [ShadowMemory] = []
+        /// Without shadows: what the secondary has of each page, for comparisons.
+        var digests: SentDigests?
         /// Statistics at the end of the last epoch, for whoever sums them up.
         let snapshot = Mutex(PageBatchEncoder.Statistics())
 
@@ -58,8 +60,12 @@ final class RamEncoder: Sendable {
     /// Sets the RAM layout. The shadows hold what the secondary has: zeroes, in a new session.
     func setLayout(_ layout: RamLayout) {
         let shadows = useDelta ? layout.blocks.map { ShadowMemory(byteCount: Int($0.length)) } : []
+        let digests = useDelta ? nil : SentDigests(layout)
         for lane in lanes {
-            lane.queue.async { lane.shadows = shadows }
+            lane.queue.async {
+                lane.shadows = shadows
+                lane.digests = digests
+            }
         }
     }
 
@@ -73,6 +79,7 @@ final class RamEncoder: Sendable {
         lane.queue.async { [self] in
             for (index, entry) in chunk.entries.enumerated() {
                 let shadow = useDelta ? lane.shadows[Int(entry.block)].page(entry.page) : nil
+                lane.digests?.note(entry, entry.isZero ? nil : chunk.data(at: index))
                 if entry.isZero {
                     lane.encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
                 } else {
@@ -107,12 +114,12 @@ final class RamEncoder: Sendable {
         }
     }
 
-    /// Digests of a run of pages of the shadow, as the last ended epoch left it; nil without a shadow. To be asked for
+    /// Digests of a run of pages as the last ended epoch left them: of the shadow, or as they were sent. To be asked for
     /// between ``endEpoch(_:emit:done:)`` and the first page of the next epoch; `done` runs on a lane's queue.
-    func digests(first: Int, count: Int, layout: RamLayout, done: @escaping @Sendable ([UInt32]?) -> Void) {
+    func digests(first: Int, count: Int, layout: RamLayout, done: @escaping @Sendable ([UInt32]) -> Void) {
         let lane = lanes[0]
-        lane.queue.async { [self] in
-            guard useDelta else { return done(nil) }
+        lane.queue.async {
+            if let digests = lane.digests { return done(digests.values(first: first, count: count)) }
             done(
                 (first..<first + count).map { page in
                     let place = layout.location(ofGlobalPage: page)
@@ -128,6 +135,32 @@ final class RamEncoder: Sendable {
             .ramBatch, generation: generation, epoch: epoch,
             prefix: UnsafeRawBufferPointer(start: nil, count: 0), data: batch)
         emit(Output(frame: frame, header: header))
+    }
+}
+
+/// The digest of every page as it was sent last, 4 bytes for each 4 KiB of RAM: with `--no-delta` all that the agent keeps.
+///
+/// `@unchecked Sendable`: each page is touched by one lane of the encoder, see ``RamEncoder``; between two epochs by one.
+private final class SentDigests: @unchecked Sendable {
+    private let layout: RamLayout
+    /// Kept so that 0 stands for a page of zeroes: those take no memory.
+    private let memory: AnonymousMemory
+
+    init(_ layout: RamLayout) {
+        self.layout = layout
+        memory = AnonymousMemory(byteCount: layout.pageCount * 4)
+    }
+
+    func note(_ entry: PageChunk.Entry, _ contents: UnsafeRawPointer?) {
+        let page = layout.globalPage(block: Int(entry.block), page: UInt64(entry.page))
+        let digest = contents.map { PageDigest.of($0) } ?? PageDigest.zero
+        memory.base.storeBytes(of: digest ^ PageDigest.zero, toByteOffset: page * 4, as: UInt32.self)
+    }
+
+    func values(first: Int, count: Int) -> [UInt32] {
+        (first..<first + count).map {
+            memory.base.load(fromByteOffset: $0 * 4, as: UInt32.self) ^ PageDigest.zero
+        }
     }
 }
 

@@ -35,7 +35,8 @@ struct RamSeal: Equatable, Sendable {
 ///
 /// Shared memory: the cache (at most the guest's RAM), and the changed pages of one epoch, of which `retainedBytes` are
 /// kept. Disk, with T = max(`compactionMinimumBytes`, RAM/2): two bases of at most RAM each, and logs of T + RAM/2 plus
-/// one epoch.
+/// four epochs: the one that made them longer than T, the last before the base is complete, the one whose commit record
+/// still names the old base, and the open one.
 ///
 /// Not Sendable: confined to the guest's storage thread. All calls block.
 final class RamStore {

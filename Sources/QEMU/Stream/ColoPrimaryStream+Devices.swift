@@ -38,6 +38,7 @@ extension ColoPrimaryStream {
         guard try peekMessage(.vmstateSend, in: window) else { return false }
         window.advance(4)
         hasRamEnded = false
+        isAcknowledgedAhead = false
         item = .section
         state = .checkpointRam
         sink.epochBoundary()
@@ -73,7 +74,7 @@ extension ColoPrimaryStream {
         guard deviceStateLeft == 0 else { return true }
         let complete = deviceState
         deviceState = []
-        state = .awaitingReceived
+        state = isAcknowledgedAhead ? .running : .awaitingReceived
         sink.checkpointComplete(deviceState: complete)
         return true
     }

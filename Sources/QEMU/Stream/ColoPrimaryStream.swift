@@ -12,6 +12,9 @@
 ///  vmstate-size  u64  { 04 device section }*  00
 ///                                                           received() loaded()   the guest runs
 /// ```
+/// The last two may also be said ahead, behind `vmstate-send` (``acknowledgeAhead()``): then the guest runs on as soon as
+/// QEMU has handed over the last byte, and does not wait until it was read.
+///
 /// Everything read is checked: order, names, section ids, footers, offsets, sums, sizes. A stream that has failed stays
 /// failed. A value of this type belongs to one connection; QEMU's "same block as before" flag reaches across sections
 /// and checkpoints, so it must live as long as the connection.
@@ -42,7 +45,7 @@ public struct ColoPrimaryStream: Sendable {
         case checkpointRam
         /// RAM of a checkpoint is complete, its size message is due. Next: checkpointDevices.
         case checkpointRamEnded
-        /// Device state of a checkpoint. Next: awaitingReceived.
+        /// Device state of a checkpoint. Next: awaitingReceived; running when it was acknowledged ahead.
         case checkpointDevices
         /// Ours: ``ColoPrimaryStream/received()``. Next: awaitingLoaded.
         case awaitingReceived
@@ -91,6 +94,8 @@ public struct ColoPrimaryStream: Sendable {
     var currentLength: UInt64 = 0
     /// Whether the RAM section of this checkpoint has ended.
     var hasRamEnded = false
+    /// Whether this checkpoint was acknowledged before all of it had come.
+    public internal(set) var isAcknowledgedAhead = false
     var collector: DeviceStateCollector
     var deviceState: [UInt8] = []
     /// Bytes of ``deviceState`` that are to come.
@@ -169,6 +174,24 @@ public struct ColoPrimaryStream: Sendable {
     /// Let the guest go on. Traps unless the state is `awaitingLoaded`.
     public mutating func loaded() -> [UInt8] {
         turn(from: .awaitingLoaded, to: .running, saying: .vmstateLoaded)
+    }
+
+    /// Whether a checkpoint is coming in and has not been acknowledged: ``acknowledgeAhead()`` is allowed.
+    public var mayAcknowledgeAhead: Bool {
+        switch state {
+        case .checkpointRam, .checkpointRamEnded, .checkpointDevices: failure == nil && !isAcknowledgedAhead
+        default: false
+        }
+    }
+
+    /// All of the checkpoint will be taken: the guest may go on when QEMU has sent its last byte. Neither `received()` nor
+    /// `loaded()` is due for this checkpoint any more. Traps unless ``mayAcknowledgeAhead``.
+    ///
+    /// - Returns: the bytes to send to QEMU.
+    public mutating func acknowledgeAhead() -> [UInt8] {
+        precondition(mayAcknowledgeAhead, "an acknowledgement ahead is not due in \(state)")
+        isAcknowledgedAhead = true
+        return ColoMessage.vmstateReceived.bytes + ColoMessage.vmstateLoaded.bytes
     }
 
     private mutating func turn(from expected: State, to next: State, saying message: ColoMessage) -> [UInt8] {

@@ -29,6 +29,6 @@ public protocol MigrationSink {
     /// The guest is stopped and its disks are drained: what was written before belongs to this checkpoint.
     mutating func epochBoundary()
     /// All RAM and device state of the checkpoint has come. QEMU now waits for ``ColoPrimaryStream/received()`` and
-    /// ``ColoPrimaryStream/loaded()``, with the guest stopped.
+    /// ``ColoPrimaryStream/loaded()``, with the guest stopped, unless the checkpoint was acknowledged ahead.
     mutating func checkpointComplete(deviceState: [UInt8])
 }

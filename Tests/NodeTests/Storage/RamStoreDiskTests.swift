@@ -15,13 +15,18 @@ import Units
         var epoch: Epoch
         var random: RamTestRandom
 
-        init(seed: UInt64, epochs: Int) throws {
+        /// Bytes of background work that an epoch allows; nil: until nothing is left.
+        var slice: Int?
+
+        init(seed: UInt64, epochs: Int, logLimitBytes: UInt64? = nil, slice: Int? = nil) throws {
+            self.slice = slice
             let layout = try RamLayout(blocks: RamTestGuest.blocks)
             guest = RamTestGuest(layout)
             random = RamTestRandom(seed: seed)
             epoch = Epoch(1)
-            store = try RamStore.create(
-                place.configuration(.disk), session: session, layout: layout, firstEpoch: epoch)
+            var configuration = place.configuration(.disk)
+            configuration.logLimitBytes = logLimitBytes
+            store = try RamStore.create(configuration, session: session, layout: layout, firstEpoch: epoch)
             _ = guest.run(changes: 200, &random)
             try store.take(epoch, guest.encode(0..<layout.pageCount, &random))
             for _ in 0..<epochs { try next(changes: 100) }
@@ -31,6 +36,10 @@ import Units
             epoch = epoch.next
             let dirty = guest.run(changes: changes, &random)
             try store.take(epoch, guest.encode(dirty.sorted(), &random))
+            if let slice {
+                _ = try store.compactSlice(maxBytes: slice)
+                return
+            }
             while try !store.compactSlice(maxBytes: 100_000) {}
         }
 
@@ -147,6 +156,29 @@ import Units
             needed.insert(RamFileReference.sumName(file.epoch))
         }
         #expect(Set(RamTestDirectory.names(fixture.place.disk.path)) == needed)
+    }
+
+    @Test(arguments: [16_000, 400_000, 3_000_000] as [UInt64])
+    func `the length of log that was asked for bounds disk use and what a restart reads`(limit: UInt64) throws {
+        // As the daemon does it: one bounded piece of background work after each epoch.
+        var fixture = try Fixture(seed: 8, epochs: 0, logLimitBytes: limit, slice: 32 << 10)
+        #expect(fixture.store.logLimitBytes == limit)
+        let ram = fixture.guest.layout.total
+        let epoch: UInt64 = 101 * 4200
+        var mostRead: UInt64 = 0
+        for round in 0..<32 {
+            try fixture.next(changes: 100)
+            // Two bases with their checksums, and logs.
+            let logs = limit + ram / 2 + 4 * epoch
+            #expect(fixture.store.diskBytes <= 2 * (ram + ram / 512) + logs + 131_072, "round \(round)")
+            let files = fixture.store.recoveryFiles
+            let read = files.reduce(0) { $0 + $1.length }
+            mostRead = max(mostRead, read)
+            #expect(read <= ram + logs, "round \(round)")
+            if round % 16 == 15 { #expect(try fixture.archive.verify().bytes == read, "round \(round)") }
+        }
+        #expect(fixture.store.statistics.compactions > (limit < 1_000_000 ? 3 : 0))
+        #expect(mostRead > limit)
     }
 
     @Test func `a compaction that fails is reported and tried again, and nothing is lost`() throws {

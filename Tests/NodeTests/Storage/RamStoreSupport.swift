@@ -136,7 +136,18 @@ final class RamTestGuest {
     /// A new session: the receiver starts with zeroes.
     func forgetShadow() { shadow = layout.blocks.map { [UInt8](repeating: 0, count: Int($0.length)) } }
 
-    /// Changes up to `changes` random pages.
+    /// One to six blocks of one page to 1.5 MiB, some of which a new QEMU would map.
+    static func randomLayout(_ random: inout RamTestRandom) throws -> RamLayout {
+        let count = Int.random(in: 1...6, using: &random)
+        let largest = Int.random(in: 0..<count, using: &random)
+        return try RamLayout(
+            blocks: (0..<count).map { index in
+                let pages = UInt64.random(in: index == largest ? 200...380 : 1...40, using: &random)
+                return RamLayout.Block(name: "/block\(index).ram", length: pages * 4096)
+            })
+    }
+
+    /// Changes up to `changes` random pages, in ways that are awkward for an encoder of differences.
     func run(changes: Int, _ random: inout RamTestRandom) -> Set<Int> {
         var dirty = Set<Int>()
         for _ in 0..<changes {
@@ -144,7 +155,7 @@ final class RamTestGuest {
             let place = layout.location(ofGlobalPage: page)
             dirty.insert(page)
             let start = Int(place.page) * 4096
-            switch Int.random(in: 0..<8, using: &random) {
+            switch Int.random(in: 0..<12, using: &random) {
             case 0:
                 memory[place.block].replaceSubrange(start..<start + 4096, with: repeatElement(0, count: 4096))
             case 1:
@@ -152,6 +163,15 @@ final class RamTestGuest {
                 memory[place.block].replaceSubrange(start..<start + 4096, with: repeatElement(value, count: 4096))
             case 2: memory[place.block][start + Int.random(in: 0..<4096, using: &random)] ^= 0x5A
             case 3: break
+            case 4: memory[place.block][start] ^= 0x80
+            case 5: memory[place.block][start + 4095] &+= 1
+            case 6:
+                // Every second word: the longest masks.
+                for word in stride(from: 0, to: 512, by: 2) { memory[place.block][start + word * 8] &+= 1 }
+            case 7:
+                // Nearly all of it, around the length at which a page is sent whole.
+                let words = Int.random(in: 300...512, using: &random)
+                for word in 0..<words { memory[place.block][start + word * 8 + word % 8] ^= 0xFF }
             default:
                 let from = Int.random(in: 0..<noise.count - 4096, using: &random)
                 memory[place.block].replaceSubrange(start..<start + 4096, with: noise[from..<from + 4096])

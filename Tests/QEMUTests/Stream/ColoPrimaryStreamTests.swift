@@ -95,6 +95,44 @@ struct ColoPrimaryStreamTests {
         #expect(most > 4096)
     }
 
+    @Test("A checkpoint acknowledged ahead, wherever it has got to, means the same and ends with the guest running")
+    func acknowledgedAhead() throws {
+        let conversation = Conversation.short()
+        var player = StreamPlayer()
+        for segment in conversation.segments[..<2] {
+            try player.feed(segment)
+            player.answer()
+        }
+        let checkpoint = conversation.segments[2]
+        var whole = player
+        try whole.feed(checkpoint)
+        #expect(!whole.stream.mayAcknowledgeAhead)
+        var failures: [Int] = []
+        var ahead = 0
+        for cut in 1..<checkpoint.count {
+            var pieces = player
+            try pieces.feed(checkpoint[..<cut])
+            guard pieces.stream.mayAcknowledgeAhead else {
+                // Nothing to acknowledge before the boundary.
+                if cut >= 4 { failures.append(cut) }
+                continue
+            }
+            ahead += 1
+            let isRight = pieces.stream.acknowledgeAhead() == be(UInt32(5)) + be(UInt32(6))
+            let isOnce = !pieces.stream.mayAcknowledgeAhead
+            try pieces.feed(checkpoint[cut...])
+            let isSame = pieces.sink.calls == whole.sink.calls && pieces.stream.state == .running
+            // The next one is acknowledged in its own right.
+            try pieces.feed(conversation.segments[3])
+            pieces.answer()
+            try pieces.feed(conversation.segments[4])
+            let isNext = pieces.stream.state == .awaitingReceived && pieces.sink.calls == conversation.calls
+            if !isRight || !isOnce || !isSame || !isNext || !pieces.held.isEmpty { failures.append(cut) }
+        }
+        #expect(failures == [])
+        #expect(ahead > 8000)
+    }
+
     @Test("QEMU 10's description and commands are understood")
     func newerPrimary() throws {
         var writer = StreamWriter()
