@@ -70,21 +70,29 @@ struct RamArchive {
         let file = try open(path, reference, expected: layout.total, exactly: true)
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: Self.pieceBytes, alignment: Sizes.page)
         defer { buffer.deallocate() }
+        // The file is as sparse as the guest's memory; what was never written is not read.
+        var written = try RamTmpfs.dataRanges(of: path, size: layout.total)[...]
         var offset: UInt64 = 0
         while offset < layout.total {
             let count = Int(min(UInt64(Self.pieceBytes), layout.total - offset))
+            while let first = written.first, first.upperBound <= offset { written.removeFirst() }
+            guard let first = written.first, first.lowerBound < offset + UInt64(count) else {
+                try checkHole(sums, path, offset, count, reference.epoch)
+                offset += UInt64(count)
+                continue
+            }
             let piece = UnsafeMutableRawBufferPointer(rebasing: buffer[0..<count])
             try RamStoreError.wrap(reference.epoch) { () throws(IOError) in try file.read(at: offset, into: piece) }
             for start in stride(from: 0, to: count, by: Sizes.page) {
                 let page = Int(offset) / Sizes.page + start / Sizes.page
                 let contents = UnsafeRawBufferPointer(rebasing: piece[start..<start + Sizes.page])
                 let expected = sums.pages[page]
-                guard CRC32C.checksum(contents) == expected else {
+                guard let source = contents.baseAddress, PageDigest.of(source) == expected else {
                     throw damaged(
                         .pageChecksum, path, offset: offset + UInt64(start), value: UInt64(expected),
                         epoch: reference.epoch)
                 }
-                guard let cache, expected != BaseImageSums.zeroPage, let source = contents.baseAddress else { continue }
+                guard let cache, expected != BaseImageSums.zeroPage else { continue }
                 let place = layout.location(ofGlobalPage: page)
                 try cache.take(place.block, place.page)
                 memcpy(cache.writablePage(place.block, place.page), source, Sizes.page)
@@ -92,6 +100,18 @@ struct RamArchive {
             offset += UInt64(count)
         }
         summary.bytes += layout.total
+    }
+
+    /// A piece of the base without data: all its pages are zero, and the checksums must say so too.
+    private func checkHole(
+        _ sums: BaseImageSums, _ path: String, _ offset: UInt64, _ count: Int, _ epoch: Epoch
+    ) throws(RamStoreError) {
+        let first = Int(offset) / Sizes.page
+        for page in first..<first + count / Sizes.page where sums.pages[page] != BaseImageSums.zeroPage {
+            throw damaged(
+                .pageChecksum, path, offset: UInt64(page) * UInt64(Sizes.page), value: UInt64(sums.pages[page]),
+                epoch: epoch)
+        }
     }
 
     private func readSums(_ reference: RamFileReference) throws(RamStoreError) -> BaseImageSums {

@@ -86,6 +86,25 @@ import Units
         #expect(try fixture.archive.verify() == intact)
     }
 
+    @Test func `a hole in a base where data was is found`() throws {
+        let fixture = try Fixture(seed: 9, epochs: 6)
+        let base = try #require(fixture.store.recoveryFiles.first { $0.kind == .base })
+        let path = fixture.place.disk.path + "/" + base.name
+        try fixture.archive.verify()
+        // The same length, and nothing in it.
+        truncate(path, 0)
+        truncate(path, off_t(base.length))
+        do throws(RamStoreError) {
+            try fixture.archive.verify()
+            Issue.record("a base that was emptied was not found")
+        } catch {
+            guard case .damaged = error.fault, error.path == path else {
+                Issue.record("\(error)")
+                return
+            }
+        }
+    }
+
     @Test func `a damaged or missing file stops the rebuild`() throws {
         let fixture = try Fixture(seed: 3, epochs: 5)
         let files = fixture.store.recoveryFiles
