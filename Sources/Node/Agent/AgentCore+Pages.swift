@@ -11,9 +11,9 @@ extension AgentCore {
     /// and the guest waits for the encoder. In bytes the same as the link's budget.
     var chunksMax: Int { max(64, Int(settings.budgetBytes) / PageChunk.bytes) }
 
-    /// Chunks that wait for the end of the guest's pause, 64 MiB: while QEMU hands over its pages they get the processors,
-    /// and neither encoding nor the link takes part. A larger checkpoint is encoded as it comes.
-    private static let heldChunksMax = 256
+    /// Chunks that wait for the end of the guest's pause: while QEMU hands over its pages it gets the processors, and neither
+    /// encoding nor the link takes part. A checkpoint of more than half of the budget is encoded as it comes.
+    private var heldChunksMax: Int { chunksMax / 2 }
 
     /// Free chunks that are kept: a checkpoint of 20,000 pages takes no memory from the kernel.
     private static let freeChunksMax = 320
@@ -36,7 +36,7 @@ extension AgentCore {
         guard running else { return submitChunk(lane: lane, epoch: epoch) }
         heldChunks.append((chunks[lane], lane))
         chunks[lane] = freeChunks.popLast() ?? PageChunk()
-        if heldChunks.count > Self.heldChunksMax { submitHeld(epoch: epoch) }
+        if heldChunks.count > heldChunksMax { submitHeld(epoch: epoch) }
     }
 
     private func submitHeld(epoch: Epoch) {
