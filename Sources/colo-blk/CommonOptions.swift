@@ -10,6 +10,8 @@ enum ExitStatus {
     static let guestGone = ExitCode(3)
     static let differs = ExitCode(4)
     static let unavailable = ExitCode(5)
+    static let nothingCommitted = ExitCode(6)
+    static let inUse = ExitCode(7)
     /// As qemu-img has it.
     static let nothingToCheck = ExitCode(63)
 }

@@ -232,6 +232,5 @@ public final class SecondaryDaemon: Sendable {
         unopened.withLock { $0[name] = nil }
     }
 
-    /// The replica's folder in tmpfs: short, since sockets live in it.
-    private func ramName(_ guest: String) -> String { "\(store.description.id.hex.prefix(8))-\(guest)" }
+    private func ramName(_ guest: String) -> String { Store.ramFolderName(store.description.id, guest) }
 }

@@ -86,6 +86,9 @@ final class Store: Sendable {
 
     var controlPath: String { "\(directory)/control.sock" }
 
+    /// The folder of a replica in shared memory: short, since sockets live in it.
+    static func ramFolderName(_ store: Identifier, _ guest: String) -> String { "\(store.hex.prefix(8))-\(guest)" }
+
     func guestDirectory(_ name: String) -> String { "\(directory)/\(name)" }
 
     func guestNames() throws -> [String] {
