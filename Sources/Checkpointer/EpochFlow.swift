@@ -89,12 +89,12 @@ struct EpochFlow: Equatable {
             }
             hasLayout = true
         case .ramBatch: return ramBatch(info)
-        case .ramDigests, .ramFigures: return aboutRam(info)
+        case .ramDigests, .ramFigures, .diskCheck, .primaryFigures: return behindRam(info)
         case .deviceState: return deviceState(info)
         case .seal: return seal(info)
         case .command(let command): return forward(command, info)
         case .heartbeat: return outsideEpochs(info)
-        case .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify:
+        case .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify, .diskVerify, .ramRepair:
             return "a primary does not send this within a session"
         }
         return nil
@@ -124,13 +124,13 @@ struct EpochFlow: Equatable {
         }
     }
 
-    /// Digests and figures: behind the RAM that they speak of.
-    private func aboutRam(_ info: FrameInfo) -> String? {
+    /// Digests and figures: behind the RAM that they, or most of them, speak of.
+    private func behindRam(_ info: FrameInfo) -> String? {
         guard info.epoch == unsealed, phase == .ram, hasLayout else {
             return "\(info.frame) comes between send(\(unsealed)) and size(\(unsealed))"
         }
-        return info.frame == .ramDigests && info.epoch == first
-            ? "ramDigests do not belong to the initial copy" : nil
+        let isDigests = info.frame == .ramDigests || info.frame == .diskCheck
+        return isDigests && info.epoch == first ? "\(info.frame) does not belong to the initial copy" : nil
     }
 
     private mutating func deviceState(_ info: FrameInfo) -> String? {
@@ -211,7 +211,7 @@ struct EpochFlow: Equatable {
     mutating func toPrimary(_ info: FrameInfo) -> String? {
         if let wrong = checkGeneration(info) { return wrong }
         switch info.frame {
-        case .credit, .heartbeat, .ramVerify:
+        case .credit, .heartbeat, .ramVerify, .diskVerify, .ramRepair:
             return outsideEpochs(info)
         case .diskDigests:
             guard !hasDigests else { return "diskDigests come once, and their last frame was here" }

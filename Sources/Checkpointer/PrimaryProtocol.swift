@@ -21,6 +21,10 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case digests(isLast: Bool)
         /// The secondary asks for page digests of the next checkpoint.
         case verifyRam
+        /// The secondary asks about blocks of a disk.
+        case verifyDisk
+        /// The secondary asks for pages to be sent whole.
+        case repairRam
         /// A heartbeat came back.
         case echoed
         /// The secondary left in order; close.
@@ -101,6 +105,10 @@ public struct PrimaryProtocol: Sendable, Equatable {
     public mutating func sendRamBatch() throws(ProtocolViolation) -> Epoch { try send(.ramBatch, \.unsealed) }
     public mutating func sendRamDigests() throws(ProtocolViolation) -> Epoch { try send(.ramDigests, \.unsealed) }
     public mutating func sendRamFigures() throws(ProtocolViolation) -> Epoch { try send(.ramFigures, \.unsealed) }
+    public mutating func sendDiskCheck() throws(ProtocolViolation) -> Epoch { try send(.diskCheck, \.unsealed) }
+    public mutating func sendPrimaryFigures() throws(ProtocolViolation) -> Epoch {
+        try send(.primaryFigures, \.unsealed)
+    }
     /// QEMU has asked for a checkpoint.
     public mutating func sendRequest() throws(ProtocolViolation) -> Epoch { try send(.command(.request), \.open) }
     /// The guest is stopped and its disks are drained: disk frames from now on belong to the next epoch.
@@ -163,6 +171,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case .command(.reply): .replied(info.epoch)
         case .credit: .credit
         case .ramVerify: .verifyRam
+        case .diskVerify: .verifyDisk
+        case .ramRepair: .repairRam
         case .heartbeat: .echoed
         case .diskDigests: .digests(isLast: info.value == 1)
         default: preconditionFailure("\(info.frame) is never legal in the flow of a primary")

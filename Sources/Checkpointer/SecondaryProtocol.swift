@@ -19,6 +19,10 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case keepRamDigests(Epoch)
         /// Remember what the primary's encoder made of this epoch.
         case keepRamFigures(Epoch)
+        /// Compare these block digests with the disk as this epoch leaves it, once it is committed.
+        case keepDiskCheck(Epoch)
+        /// Remember what the primary says of itself.
+        case keepPrimaryFigures(Epoch)
         /// `send` has come: the epoch gets no more disk frames; later ones belong to `opened`.
         case boundary(closed: Epoch, opened: Epoch)
         /// This many bytes of device state will come.
@@ -94,13 +98,16 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case .ramBatch: .stageRam(info.epoch)
         case .ramDigests: .keepRamDigests(info.epoch)
         case .ramFigures: .keepRamFigures(info.epoch)
+        case .diskCheck: .keepDiskCheck(info.epoch)
+        case .primaryFigures: .keepPrimaryFigures(info.epoch)
         case .deviceState: .appendDeviceState(info.epoch, offset: info.value, bytes: info.length)
         case .seal: .commit(info.epoch)
         case .command(.request): .say(.reply, info.epoch)
         case .command(.send): .boundary(closed: info.epoch, opened: flow.open)
         case .command(.size): .expectDeviceState(info.epoch, bytes: info.value)
         case .heartbeat: .echo
-        case .command, .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify:
+        case .command, .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify,
+            .diskVerify, .ramRepair:
             preconditionFailure("\(info.frame) is never legal in the flow of a secondary")
         }
     }

@@ -27,6 +27,10 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
     case ramVerify = 31
     case ramDigests = 32
     case ramFigures = 33
+    case diskVerify = 40
+    case diskCheck = 41
+    case ramRepair = 42
+    case primaryFigures = 43
 
     /// The name that the document and messages use.
     public var name: String {
@@ -56,6 +60,10 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .ramVerify: "ramVerify"
         case .ramDigests: "ramDigests"
         case .ramFigures: "ramFigures"
+        case .diskVerify: "diskVerify"
+        case .diskCheck: "diskCheck"
+        case .ramRepair: "ramRepair"
+        case .primaryFigures: "primaryFigures"
         }
     }
 
@@ -83,14 +91,19 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .ramVerify: RamVerify.length...RamVerify.length
         case .ramDigests: RamDigests.lengths
         case .ramFigures: RamFigures.length...RamFigures.length
+        case .diskVerify: DiskVerify.length...DiskVerify.length
+        case .diskCheck: DiskCheck.lengths
+        case .ramRepair: RamRepair.lengths
+        case .primaryFigures: PrimaryFigures.length...PrimaryFigures.length
         }
     }
 
     /// Whether a frame of this kind is content of its epoch: counted and digested by ``EpochTally``.
     public var isEpochContent: Bool {
         switch self {
-        case .identity, .ramLayout, .diskWrite, .diskZeroes, .diskDiscard, .ramBatch, .ramDigests, .ramFigures, .size,
-            .deviceState:
+        case .identity, .ramLayout, .diskWrite, .diskZeroes, .diskDiscard, .ramBatch, .ramDigests, .ramFigures,
+            .diskCheck,
+            .primaryFigures, .size, .deviceState:
             true
         default: false
         }

@@ -14,6 +14,10 @@ public enum LinkLimits {
     public static let digestsMax = 65536
     /// The most bytes of digests and runs in one frame.
     public static let diskDigestsMax = 128 << 10
+    /// The most blocks of 64 KiB that one question about a disk, or one answer, is about.
+    public static let verifyBlocksMax = 1024
+    /// The most pages that are asked for at once to be sent again.
+    public static let repairPagesMax = 4096
     /// The most RAM blocks of a guest.
     public static let ramBlocksMax = 1024
     /// The most disks of a guest.

@@ -149,7 +149,7 @@ public struct RamFigures: Equatable, Sendable, LinkPayload {
 }
 
 extension PayloadReader {
-    fileprivate mutating func checkSource() throws(LinkError) -> RamCheckSource {
+    mutating func checkSource() throws(LinkError) -> RamCheckSource {
         let start = offset
         let value: UInt8 = try read()
         guard let source = RamCheckSource(rawValue: value) else {
@@ -158,7 +158,7 @@ extension PayloadReader {
         return source
     }
 
-    fileprivate mutating func zeroes(_ count: Int) throws(LinkError) {
+    mutating func zeroes(_ count: Int) throws(LinkError) {
         let start = offset
         guard try bytes(count).allSatisfy({ $0 == 0 }) else { throw bad("reserved", at: start, "is not 0") }
     }

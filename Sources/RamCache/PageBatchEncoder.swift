@@ -140,6 +140,18 @@ public final class PageBatchEncoder {
         return add(block: block, page: page, data: address, shadow: shadow)
     }
 
+    /// Adds one page of 4096 bytes as it is, without looking at what the receiver holds. Traps when the batch is full.
+    public func addWhole(block: UInt16, page: UInt64, data: UnsafeRawPointer) {
+        precondition(!isFull, "finish the batch before adding to it")
+        statistics.pages += 1
+        let start = used
+        let address = appendAddress(block: block, page: page)
+        memcpy(base + used, data, Sizes.page)
+        used += Sizes.page
+        statistics.raw += 1
+        take(.raw, tagAt: start, address)
+    }
+
     /// Adds a page that is known to be zero; its shadow is cleared. Traps when the batch is full.
     ///
     /// - Returns: false when the shadow was zero already and the page was dropped.

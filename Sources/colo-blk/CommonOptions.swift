@@ -12,6 +12,7 @@ enum ExitStatus {
     static let unavailable = ExitCode(5)
     static let nothingCommitted = ExitCode(6)
     static let inUse = ExitCode(7)
+    static let mended = ExitCode(8)
     /// As qemu-img has it.
     static let nothingToCheck = ExitCode(63)
 }

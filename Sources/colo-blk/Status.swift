@@ -1,4 +1,5 @@
 import ArgumentParser
+import Glibc
 import Node
 
 struct Status: AsyncParsableCommand {
@@ -13,8 +14,12 @@ struct Status: AsyncParsableCommand {
     @Flag(name: .long, help: "Print JSON.")
     var json = false
 
+    @Flag(name: .long, help: "Go on and print each change as a line until it is interrupted.")
+    var follow = false
+
     mutating func run() async throws {
         do {
+            if follow { return try await followEvents() }
             let statuses = try await StoreAccess(store: store.store, log: logging.makeLogger("colo-blk"))
                 .statuses(guest: guest)
             if json {
@@ -28,6 +33,18 @@ struct Status: AsyncParsableCommand {
             }
         } catch {
             throw fail("\(error)")
+        }
+    }
+
+    private func followEvents() async throws {
+        let json = json
+        try await StoreAccess(store: store.store, log: logging.makeLogger("colo-blk")).follow(guest: guest) {
+            statuses in
+            for status in statuses { print(json ? try JSONText.line(status) : StatusText.line(status)) }
+            fflush(nil)
+        } happened: { event in
+            print(json ? try JSONText.line(event) : StatusText.line(event))
+            fflush(nil)
         }
     }
 }

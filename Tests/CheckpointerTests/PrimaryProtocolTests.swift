@@ -39,7 +39,9 @@ struct PrimaryProtocolTests {
                     var isLegal = frame == .bye || frame == .refuse
                     if generation == 3 {
                         if case .command(let command) = frame { isLegal = arrivals[command] == epoch }
-                        if frame == .credit || frame == .heartbeat || frame == .ramVerify { isLegal = epoch == 0 }
+                        if [.credit, .heartbeat, .ramVerify, .diskVerify, .ramRepair].contains(frame) {
+                            isLegal = epoch == 0
+                        }
                         if frame == .diskDigests { isLegal = digests && epoch == 0 }
                     }
                     #expect(

@@ -120,7 +120,7 @@ struct SecondaryProtocolTests {
             then: Scene(legal: legal(disk: 5, [.ramBatch: 5, command(.send): 5])))
         Self.play(
             &machine, command(.send), 5, .boundary(closed: e5, opened: Epoch(6)),
-            then: Scene(legal: legal(disk: 6, [.ramBatch: 5, .ramFigures: 5, command(.size): 5])))
+            then: Scene(legal: legal(disk: 6, [.ramBatch: 5, .ramFigures: 5, .primaryFigures: 5, command(.size): 5])))
         Self.play(
             &machine, command(.size), 5, .expectDeviceState(e5, bytes: 100),
             then: Scene(legal: legal(disk: 6, [.deviceState: 5])))
@@ -165,12 +165,20 @@ struct SecondaryProtocolTests {
             &machine, command(.send), 6, .boundary(closed: e6, opened: Epoch(7)),
             then: Scene(
                 legal: legal(
-                    disk: 7, [.ramBatch: 6, .ramDigests: 6, .ramFigures: 6, command(.size): 6, command(.request): 7])))
+                    disk: 7,
+                    [
+                        .ramBatch: 6, .ramDigests: 6, .ramFigures: 6, .diskCheck: 6, .primaryFigures: 6,
+                        command(.size): 6, command(.request): 7,
+                    ])))
         Self.play(
             &machine, .diskDiscard, 7, .bufferDisk(Epoch(7)),
             then: Scene(
                 legal: legal(
-                    disk: 7, [.ramBatch: 6, .ramDigests: 6, .ramFigures: 6, command(.size): 6, command(.request): 7])))
+                    disk: 7,
+                    [
+                        .ramBatch: 6, .ramDigests: 6, .ramFigures: 6, .diskCheck: 6, .primaryFigures: 6,
+                        command(.size): 6, command(.request): 7,
+                    ])))
         Self.play(
             &machine, command(.size), 6, .expectDeviceState(e6, bytes: 100),
             then: Scene(legal: legal(disk: 7, [.deviceState: 6, command(.request): 7])))

@@ -76,6 +76,7 @@ extension AgentCore {
     /// Whole blocks of 64 KiB that are all zero travel as zeroes; what ``KnownBlocks`` finds the secondary to have does
     /// not travel. Both are decided block by block, and what is sent keeps its order.
     func diskWrite(disk: Int, offset: UInt64, bytes: UnsafeRawBufferPointer) {
+        checking.touched(disk: disk, ByteRange(offset: offset, length: UInt64(bytes.count)))
         let blockSize = UInt64(KnownBlocks.blockSize)
         var run = Run()
         var done = 0
@@ -124,7 +125,7 @@ extension AgentCore {
         run = Run(kind: kind, start: end)
     }
 
-    private func sendData(_ disk: Int, _ offset: UInt64, _ bytes: UnsafeRawBufferPointer) {
+    func sendData(_ disk: Int, _ offset: UInt64, _ bytes: UnsafeRawBufferPointer) {
         var done = 0
         while done < bytes.count {
             guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendDisk() }) else { return }
@@ -145,6 +146,7 @@ extension AgentCore {
 
     /// Zeroes or a discard, which reads as zeroes on the secondary.
     func diskExtent(_ extent: DiskExtent) {
+        checking.touched(disk: extent.disk, extent.range)
         guard known.indices.contains(extent.disk) else { return sendExtent(extent) }
         let blockSize = UInt64(KnownBlocks.blockSize)
         var start = extent.range.offset

@@ -79,8 +79,8 @@ extension AgentCore {
 
     // MARK: The end of an epoch's RAM
 
-    /// All of a checkpoint is in our memory, and the guest stands still until we say that it may go on. When its own
-    /// memory is to be compared, that is read first.
+    /// All of a checkpoint is in our memory, and the guest stands still until we say that it may go on. What of its disks
+    /// and its own memory can only be read now is read first.
     func checkpointArrived(deviceState: [UInt8]) {
         guard !isAcknowledgedAhead else {
             // Owing an acknowledgement is over, if the whole checkpoint came at once.
@@ -88,22 +88,42 @@ extension AgentCore {
             pauseEnded()
             return completeEpoch(deviceState: deviceState)
         }
-        guard let check = wantedCheck, check.source == .guest, let layout else {
-            completeEpoch(deviceState: deviceState)
-            owed = .acknowledge
-            return
+        var isLate = false
+        readDisksInPause { [self] in
+            readMemoryInPause { [self] in
+                completeEpoch(deviceState: deviceState)
+                owed = .acknowledge
+                if isLate { onOwed() }
+            }
         }
+        isLate = true
+    }
+
+    /// Whether something must be read while the guest stands still, so that QEMU is not to be let go ahead.
+    var needsPause: Bool {
+        wantedCheck?.source == .guest || wantedRepair?.source == .guest
+            || (checking.readers != nil && !(checking.repairs.isEmpty && !checking.hasRestless))
+    }
+
+    /// Digests of the guest's own memory, and pages of it that are to be sent whole.
+    private func readMemoryInPause(_ done: @escaping () -> Void) {
+        let check = wantedCheck.flatMap { $0.source == .guest ? $0 : nil }
+        let repair = wantedRepair.flatMap { $0.source == .guest ? $0 : nil }
+        guard let layout, check != nil || repair != nil else { return done() }
         let memory = guestMemory
+        let finish = NIOLoopBound(done, eventLoop: loop)
         let bound = NIOLoopBound(self, eventLoop: loop)
         let loop = loop
         _ = BlockingTask.run(label: "colo-blk.compare") {
-            let outcome = GuestMemory.answer(check, layout: layout, memory: memory)
+            let answer = check.map { ask in
+                RamDigests(ask: ask, outcome: GuestMemory.answer(ask, layout: layout, memory: memory))
+            }
+            let pages = repair.flatMap { repair in try? memory?.get().pages(repair.pages, layout: layout) }
             loop.execute {
                 let core = bound.value
-                core.guestAnswer = RamDigests(ask: check, outcome: outcome)
-                core.completeEpoch(deviceState: deviceState)
-                core.owed = .acknowledge
-                core.onOwed()
+                core.guestAnswer = answer
+                core.repairPages = pages
+                finish.value()
             }
         }
     }
@@ -136,8 +156,55 @@ extension AgentCore {
             guestAnswer = nil
             sendDigests(answer)
         }
+        sendDiskChecks()
         sendFigures(figures)
+        sendPrimaryFigures()
         seal(deviceState: deviceState)
+    }
+
+    private func sendPrimaryFigures() {
+        guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendPrimaryFigures() }) else { return }
+        var own = PrimaryFigures()
+        own.pauseNanoseconds = figures.lastPauseNanoseconds
+        own.dirtyPages = UInt64(figures.lastDirtyPages)
+        own.outstandingBytes = outstandingBytes
+        own.lagNanoseconds = figures.lastCommitLagNanoseconds
+        own.intervalNanoseconds = settings.intervalNanoseconds
+        sendPayload(own, epoch: epoch)
+    }
+
+    // MARK: Mending
+
+    /// The secondary wants pages whole. They come with the next checkpoint.
+    func repairRam(_ repair: RamRepair) {
+        guard let layout, repair.pages.allSatisfy({ $0 < UInt64(layout.pageCount) }) else {
+            return end(.linkLost("the secondary asks for pages that the guest has not"))
+        }
+        guard repair.source == .guest else {
+            wantedRepair = repair
+            return
+        }
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        locateGuestMemory { result in
+            bound.value.guestMemory = result
+            bound.value.wantedRepair = repair
+        }
+    }
+
+    /// Behind all other pages of the epoch, so that they are what the secondary has in the end.
+    func resendPages(_ epoch: Epoch) {
+        guard let repair = wantedRepair, let layout, epoch > settings.firstEpoch else { return }
+        // Asked for while a checkpoint was under way whose memory was not read: the next one has it.
+        guard repair.source == .copy || repairPages != nil else { return }
+        wantedRepair = nil
+        let contents = repairPages
+        repairPages = nil
+        let bound = NIOLoopBound(self, eventLoop: loop)
+        let loop = loop
+        let places = repair.pages.map { layout.location(ofGlobalPage: Int($0)) }
+        encoder.resend(places.map { (UInt16($0.block), UInt32($0.page)) }, contents: contents, epoch: epoch) { output in
+            loop.execute { bound.value.sendBatch(output) }
+        }
     }
 
     // MARK: Comparing

@@ -53,9 +53,9 @@ extension AgentCore: MigrationSink {
 
     func epochBoundary() {
         boundary()
-        // Everything is taken in whatever comes, so QEMU need not wait for us to read it: unless the guest's own memory
-        // is to be looked at while it stands still.
-        if wantedCheck?.source != .guest { owed = .acknowledgeAhead }
+        // Everything is taken in whatever comes, so QEMU need not wait for us to read it: unless the guest's disks or
+        // its own memory are to be looked at while it stands still.
+        if !needsPause { owed = .acknowledgeAhead }
     }
 
     func checkpointComplete(deviceState: [UInt8]) {

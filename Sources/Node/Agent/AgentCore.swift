@@ -108,6 +108,11 @@ final class AgentCore {
     var wantedCheck: RamVerify?
     var guestAnswer: RamDigests?
     var guestMemory: Result<GuestMemory, GuestMemory.Unavailable>?
+    /// Comparing the secondary's disks.
+    let checking = DiskChecking()
+    /// Pages that the secondary wants to have whole, and their contents when they come from the guest itself.
+    var wantedRepair: RamRepair?
+    var repairPages: [UInt8]?
     /// The stream's configuration section, sent on with the layout.
     var configurationBytes: [UInt8] = []
     private var policy: EpochPolicy
@@ -125,6 +130,10 @@ final class AgentCore {
     var triggerCheckpoint: () -> Void = {}
     /// Asks QEMU where it keeps the guest's memory; set by the session. The answer comes on the event loop.
     var locateGuestMemory: (@escaping (Result<GuestMemory, GuestMemory.Unavailable>) -> Void) -> Void = { _ in }
+    /// Has QEMU export its disks for reading, and closes that again; set by the session. The answer comes on the event
+    /// loop.
+    var openDiskReaders: (@escaping (Result<[DiskReader], any Error>) -> Void) -> Void = { _ in }
+    var closeDiskReaders: () -> Void = {}
     /// Called once, when the session cannot go on.
     var onEnd: (AgentEnding) -> Void = { _ in }
     /// Called when the budget frees or fills, so that the migration socket can be read or left alone.
@@ -298,6 +307,10 @@ final class AgentCore {
             proceed()
         case .verifyRam:
             verifyRam(try frame.withPayload { bytes in try RamVerify.decode(bytes) })
+        case .verifyDisk:
+            verifyDisk(try frame.withPayload { bytes in try DiskVerify.decode(bytes) })
+        case .repairRam:
+            repairRam(try frame.withPayload { bytes in try RamRepair.decode(bytes) })
         case .refused:
             let refuse = try frame.withPayload { bytes in try Refuse.decode(bytes) }
             end(.secondaryRefused(refuse.message))
@@ -326,6 +339,7 @@ final class AgentCore {
         if silentBeats > Self.silentBeatsMax {
             return end(.linkLost("the secondary has been silent for a second"))
         }
+        closeIdleReaders()
         heartbeatCounter += 1
         let now = MonotonicClock.now()
         var buffer = link.allocator.buffer(capacity: 64)
@@ -341,6 +355,7 @@ final class AgentCore {
         ending = reason
         timer?.cancel()
         heartbeat?.cancel()
+        checking.readers?.forEach { $0.close() }
         onEnd(reason)
     }
 
@@ -422,6 +437,7 @@ final class AgentCore {
         while !settle(ranges: 1024) {}
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendBoundary() }) else { return }
         sendCommand(.send, epoch: epoch)
+        harvestDiskCheck()
     }
 
     /// Everything of the epoch is in our memory. The encoder sends what is left, then the device state and the seal.
@@ -431,6 +447,7 @@ final class AgentCore {
         dirtyPages = 0
         checkpointRunning = false
         submitChunks(epoch: epoch)
+        resendPages(epoch)
         sealedAt[epoch] = MonotonicClock.now()
         figures.uncommitted = sealedAt.count
         let bound = NIOLoopBound(self, eventLoop: loop)

@@ -80,6 +80,10 @@ final class AgentSession: Sendable {
         sockets.withLock { $0 = directory }
         let address = try await secondaryAddress(directory, guest)
         let core = try await connect(to: address, guest: guest)
+        try await loop.submit { [self] in
+            core.value.openDiskReaders = { [self] done in openDiskReaders(guest, directory, done) }
+            core.value.closeDiskReaders = { [self] in Task { await stopDiskReaders(guest) } }
+        }.get()
         watchEvents(core)
         try await compareDisks(guest, core)
         try await mirrorDisks(guest, core, directory)

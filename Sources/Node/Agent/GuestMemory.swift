@@ -62,6 +62,27 @@ struct GuestMemory: Sendable, Equatable {
         }
     }
 
+    /// Contents of single pages, 4096 bytes each, in their order. Blocks; the guest must stand still.
+    func pages(_ pages: [UInt64], layout: RamLayout) throws(Unavailable) -> [UInt8] {
+        var contents = [UInt8](repeating: 0, count: pages.count * Sizes.page)
+        for (position, page) in pages.enumerated() {
+            let place = layout.location(ofGlobalPage: Int(page))
+            guard layout.blocks[place.block].name == block else {
+                throw Unavailable(description: "only '\(block)' can be read")
+            }
+            let remote = address + place.page * UInt64(Sizes.page)
+            let error = contents.withUnsafeMutableBytes { bytes in
+                bytes.baseAddress.map {
+                    clx_read_process(Int64(pid), remote, $0 + position * Sizes.page, UInt64(Sizes.page))
+                } ?? 0
+            }
+            guard error == 0 else {
+                throw Unavailable(description: "the memory of QEMU (process \(pid)) cannot be read (error \(-error))")
+            }
+        }
+        return contents
+    }
+
     private func digests(first: Int, count: Int, layout: RamLayout) throws(Unavailable) -> [UInt32] {
         let start = layout.location(ofGlobalPage: first)
         let end = layout.location(ofGlobalPage: first + count - 1)

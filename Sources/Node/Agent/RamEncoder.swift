@@ -92,6 +92,35 @@ final class RamEncoder: Sendable {
         }
     }
 
+    /// Encodes pages whole, whatever the receiver is believed to hold: as the shadow has them, or with `contents`, 4096
+    /// bytes for each page, which then are what the shadow has. Without a shadow and without contents nothing is sent.
+    func resend(
+        _ pages: [(block: UInt16, page: UInt32)], contents: [UInt8]?, epoch: Epoch,
+        emit: @escaping @Sendable (Output) -> Void
+    ) {
+        guard useDelta || contents != nil else { return }
+        for (index, lane) in lanes.enumerated() {
+            lane.queue.async { [self] in
+                for (position, place) in pages.enumerated() where Self.lane(ofPage: place.page) == index {
+                    if lane.encoder.isFull { finishBatch(lane, epoch, emit) }
+                    let shadow = useDelta ? lane.shadows[Int(place.block)].page(place.page) : nil
+                    if let contents {
+                        contents.withUnsafeBytes { bytes in
+                            guard let base = bytes.baseAddress else { return }
+                            let page = base + position * Sizes.page
+                            if let shadow { memcpy(shadow, page, Sizes.page) }
+                            lane.digests?.note(.init(block: place.block, page: place.page, isZero: false), page)
+                            lane.encoder.addWhole(block: place.block, page: UInt64(place.page), data: page)
+                        }
+                    } else if let shadow {
+                        lane.encoder.addWhole(block: place.block, page: UInt64(place.page), data: shadow)
+                    }
+                    if lane.encoder.isFull { finishBatch(lane, epoch, emit) }
+                }
+            }
+        }
+    }
+
     /// Ends the open batches of `epoch`, then calls `done` with the statistics since the start, all lanes together.
     /// Nothing of the next epoch may be given before `done` was called.
     func endEpoch(

@@ -109,8 +109,8 @@ extension GuestCheck {
             guard different == 0 else {
                 return add(
                     cache.directory, what, .damaged,
-                    "\(different) pages differ from what base and logs lead to, the first: \(first). Delete the folder: "
-                        + "the next start makes it again from the files on disk")
+                    "\(different) pages differ from what base and logs lead to, the first: \(first). Delete "
+                        + "the folder: the next start makes it again from the files on disk")
             }
             add(cache.directory, what, .good, "all \(archive.layout.pageCount) pages are what base and logs lead to")
         } catch {

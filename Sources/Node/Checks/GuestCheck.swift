@@ -178,7 +178,8 @@ struct GuestCheck {
             guard UInt64(bytes.count) == device.length, CRC32C.checksum(bytes) == device.checksum else {
                 return add(
                     file, "device state", .damaged,
-                    "is not that of checkpoint \(record.epoch): \(bytes.count) bytes of \(device.length), checksum wrong"
+                    "is not that of checkpoint \(record.epoch): \(bytes.count) bytes of \(device.length)"
+                        + ", checksum wrong"
                 )
             }
             add(file, "device state", .good, "\(bytes.count) bytes, checksum right")

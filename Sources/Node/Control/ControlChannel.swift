@@ -65,6 +65,25 @@ public enum ControlChannel {
         }
     }
 
+    /// Asks for something that is told bit by bit. `take` gets each answer and says whether more are wanted. Returns when
+    /// it does not, or when the other side closes. Cancelling the task closes the connection.
+    static func follow(
+        path: String, _ request: ControlRequest, group: any EventLoopGroup, take: (ControlReply) throws -> Bool
+    ) async throws {
+        let channel = try await connect(path, group)
+        try await channel.executeThenClose { inbound, outbound in
+            try await outbound.write(line(request))
+            var buffer = ByteBuffer()
+            for try await piece in inbound {
+                buffer.writeImmutableBuffer(piece)
+                while let line = try takeLine(&buffer, path: path) {
+                    guard try take(try JSONDecoder().decode(ControlReply.self, from: line)) else { return }
+                }
+            }
+            try Task.checkCancellation()
+        }
+    }
+
     private static func connect(
         _ path: String, _ group: any EventLoopGroup
     ) async throws -> NIOAsyncChannel<ByteBuffer, ByteBuffer> {

@@ -3,7 +3,7 @@ import QEMU
 /// What a verb asks of the daemon. One JSON object a line over the control socket of the store; one line comes back.
 public struct ControlRequest: Codable, Sendable {
     public enum Verb: String, Codable, Sendable {
-        case status, failover, detach, remove, ramInfo, ramVerify, export
+        case status, failover, detach, remove, ramInfo, ramVerify, export, verify, follow
         /// For a disk by itself; see ``DiskService``.
         case diskStatus, diskCheckpoint, diskRollback
     }
@@ -14,6 +14,7 @@ public struct ControlRequest: Codable, Sendable {
     public var failover: FailoverOptions?
     public var export: ExportOptions?
     public var ramVerify: RamVerifyOptions?
+    public var verify: VerifyOptions?
 
     public init(
         verb: Verb, guest: String? = nil, failover: FailoverOptions? = nil, ramVerify: RamVerifyOptions? = nil,
@@ -35,6 +36,10 @@ public struct ControlReply: Codable, Sendable {
     public var failover: FailoverReport?
     public var ramInfo: RamInfo?
     public var ramVerify: RamVerifyReport?
+    public var verify: VerifyReport?
+    /// Told again and again while something goes on.
+    public var progress: VerifyProgress?
+    public var event: GuestEvent?
     public var disk: DiskStatus?
     public var diskChange: DiskChange?
 
@@ -131,6 +136,17 @@ public struct GuestStatus: Codable, Sendable {
     public struct Disk: Codable, Sendable {
         public var id: String
         public var bytes: UInt64
+        /// `good`, or why the disk takes no more writes.
+        public var health = "good"
+    }
+
+    /// How long the guest stood still for its checkpoints, since the daemon started.
+    public struct Pauses: Codable, Sendable {
+        public var count: UInt64
+        public var p50Milliseconds: Double
+        public var p90Milliseconds: Double
+        public var p99Milliseconds: Double
+        public var maxMilliseconds: Double
     }
 
     public struct Proof: Codable, Sendable {
@@ -169,6 +185,21 @@ public struct GuestStatus: Codable, Sendable {
     }
 
     public var disks: [Disk]
+    /// `good`, or why the RAM of the checkpoint cannot be had.
+    public var ramHealth: String?
+    /// Something that an operator must read.
+    public var warning: String?
+    /// Whether the last checkpoint is far older than the interval; absent without a primary.
+    public var isLate: Bool?
+    /// The time between checkpoints that the primary was told to keep.
+    public var intervalMilliseconds: Double?
+    /// Bytes that the primary has sent, or that wait there, and that have not been taken in.
+    public var lagBytes: UInt64?
+    /// From the end of a pause to the word that its checkpoint is committed.
+    public var lagMilliseconds: Double?
+    /// Pages that the guest changes in a second, over the last checkpoints.
+    public var dirtyPagesPerSecond: Double?
+    public var pauses: Pauses?
     /// Absent: none.
     public var exports: [Export]?
     public var ramBytes: UInt64

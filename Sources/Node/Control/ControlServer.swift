@@ -76,15 +76,18 @@ struct ControlServer {
 
 /// A verb that asks, for as long as it stays: some things last until it leaves.
 final class ControlConnection: Sendable {
-    private let send: @Sendable (ControlReply) async -> Void
+    private let replies: AsyncStream<ControlReply>.Continuation
     private let closers = Mutex<[@Sendable () async -> Void]?>([])
 
     init(send: @escaping @Sendable (ControlReply) async -> Void) {
-        self.send = send
+        // A verb that does not read loses what is older.
+        let (stream, replies) = AsyncStream.makeStream(of: ControlReply.self, bufferingPolicy: .bufferingNewest(1024))
+        self.replies = replies
+        Task { for await reply in stream { await send(reply) } }
     }
 
-    /// Says something that was not asked for.
-    func tell(_ reply: ControlReply) { Task { await send(reply) } }
+    /// Says something that was not asked for; in the order of the calls.
+    func tell(_ reply: ControlReply) { replies.yield(reply) }
 
     /// To be done when the verb leaves; false when it has left already, and then nothing is done.
     func whenItLeaves(_ body: @escaping @Sendable () async -> Void) -> Bool {
@@ -102,5 +105,6 @@ final class ControlConnection: Sendable {
         }) {
             await closer()
         }
+        replies.finish()
     }
 }

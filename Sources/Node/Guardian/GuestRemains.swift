@@ -19,6 +19,7 @@ extension GuestRestoration {
         }
         look(await ask("query-block-jobs"), "device", "block job")
         look(await ask("query-named-block-nodes", ["flat": true]), "node-name", "block node")
+        look(await ask("query-block-exports"), "id", "block export")
         look(await ask("query-chardev"), "label", "character device")
         look(await ask("qom-list", ["path": "/objects"]), "name", "object")
         let migration = await ask("query-migrate")["status"]?.stringValue ?? "none"

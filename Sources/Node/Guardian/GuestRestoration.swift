@@ -84,6 +84,7 @@ public struct GuestRestoration: Sendable {
         guard !report.guestGone else { return report }
         let rest = max(deadline, clock.now + .milliseconds(200))
         await removeJobs(&report, until: rest)
+        await removeExports(&report)
         await removeNodes(&report, until: rest)
         await removeFilters(&report)
         await removeChardevs(&report)
@@ -219,6 +220,21 @@ public struct GuestRestoration: Sendable {
             }
             try? await clock.sleep(for: .milliseconds(5))
         }
+    }
+
+    /// Exports through which we read the guest's disks, and QEMU's NBD server, which we have started for them.
+    private func removeExports(_ report: inout Report) async {
+        // A QEMU that does not know the question has no exports of ours.
+        let answer = try? await qmp.execute("query-block-exports", timeout: stepTimeout)
+        let ours = (answer?.arrayValue ?? []).compactMap { $0["id"]?.stringValue }.filter(GuestNames.isOurs)
+        guard !ours.isEmpty else { return }
+        for id in ours {
+            // Refused when the export has just ended; then the server's end is all that is wanted.
+            let done = try? await qmp.execute(
+                "block-export-del", ["id": .string(id), "mode": "hard"], timeout: stepTimeout)
+            if done != nil { report.removed += 1 }
+        }
+        if await attempt("nbd-server-stop", nil, &report) == nil { report.clean = false }
     }
 
     private func removeNodes(_ report: inout Report, until deadline: ContinuousClock.Instant) async {

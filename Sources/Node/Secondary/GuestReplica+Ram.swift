@@ -71,7 +71,7 @@ extension GuestReplica {
         return report
     }
 
-    private func compare(_ ask: RamVerify, with session: LinkSession) async throws -> RamCheck.Result {
+    func compare(_ ask: RamVerify, with session: LinkSession) async throws -> RamCheck.Result {
         try await withCheckedThrowingContinuation { continuation in
             checks += 1
             let number = checks

@@ -37,6 +37,14 @@ actor GuestReplica {
     var isVerifying = false
     var check: RamCheck?
     var checks: UInt64 = 0
+    /// A comparison of disks and RAM that is under way.
+    var verification: Verification?
+    /// Tells what happens, and the state that was told last.
+    let events: EventLog
+    var notedState: GuestStatus.State?
+    /// What the primary said last of itself, and the guest's pauses since the daemon started.
+    var primary: PrimaryFigures?
+    var pauses = LatencyHistogram()
     private var commits: UInt64 = 0
     private var lastCommitAt: Moment?
     private var lastCommitMilliseconds: Double?
@@ -46,7 +54,11 @@ actor GuestReplica {
     private var failoverFailure: String?
     private var lastEnd: String?
 
-    init(name: String, store: sending GuestStore, settings: SecondaryOptions, starter: any EventLoop, log: Logger) {
+    init(
+        name: String, store: sending GuestStore, settings: SecondaryOptions, starter: any EventLoop, events: EventLog,
+        log: Logger
+    ) {
+        self.events = events
         self.name = name
         self.store = store
         self.settings = settings
@@ -90,7 +102,9 @@ actor GuestReplica {
             failoverFailure = nil
             tallies = [:]
             lastEnd = nil
-            log.info("primary connected", metadata: ["guest": "\(name)", "from": "\(newSession.label)"])
+            primary = nil
+            tell(.session, "a primary has connected: \(newSession.label)")
+            noteState()
             return Welcome(
                 generation: store.generation, firstEpoch: first, lastCommitted: store.committed,
                 creditWindow: 0, serverVersion: ColoBlkVersion.text)
@@ -155,6 +169,10 @@ actor GuestReplica {
             try keep(try frame.withPayload { bytes in try RamDigests.decode(bytes) })
         case .keepRamFigures(let epoch):
             history.arrived(try frame.withPayload { bytes in try RamFigures.decode(bytes) }, of: epoch)
+        case .keepDiskCheck(let epoch):
+            keep(try frame.withPayload { bytes in try DiskCheck.decode(bytes) }, of: epoch)
+        case .keepPrimaryFigures:
+            keep(try frame.withPayload { bytes in try PrimaryFigures.decode(bytes) })
         case .keepIdentity:
             let identity = try frame.withPayload { bytes in try IdentityPayload.decode(bytes) }
             store.keepIdentity(identity.json)
@@ -214,6 +232,8 @@ actor GuestReplica {
         }
         lastCommitMilliseconds = Double(MonotonicClock.now().nanoseconds(since: began)) / 1e6
         compareApplied(epoch)
+        committedForVerification(epoch)
+        noteState()
         if settings.proof, provenSession != currentSessionID { await prove() }
         store.tidy()
         endLostExports()
@@ -227,9 +247,10 @@ actor GuestReplica {
         machine.disconnected()
         tallies = [:]
         history.sessionEnded()
-        giveUpCheck("the primary left while the RAM was compared")
+        giveUpVerification("the primary left meanwhile")
         if lastEnd == nil { lastEnd = reason }
-        log.info("primary gone", metadata: ["guest": "\(name)", "reason": "\(lastEnd ?? reason)"])
+        tell(.session, "the primary has gone: \(lastEnd ?? reason)")
+        defer { noteState() }
         do {
             try store.endSession()
         } catch {
@@ -282,12 +303,10 @@ actor GuestReplica {
             started.process.kill()
             _ = await started.process.waitForExit()
             proof = .init(verdict: .proven, epoch: epoch.rawValue, milliseconds: started.millisecondsToState)
-            log.info("failover proven", metadata: ["guest": "\(name)", "epoch": "\(epoch)"])
+            tell(.proof, "a failover is proven")
         } catch {
             proof = .init(verdict: .failed, epoch: epoch.rawValue, message: "\(error)")
-            log.warning(
-                "the guest could not be started from its checkpoint",
-                metadata: ["guest": "\(name)", "reason": "\(error)"])
+            tell(.proof, "the guest could not be started from its checkpoint: \(error)")
         }
     }
 
@@ -317,16 +336,20 @@ actor GuestReplica {
             session.bye(code: ByeCode.fenced, reason: "failed over", generation: store.generation)
             self.session = nil
             machine.disconnected()
-            giveUpCheck("the guest failed over while the RAM was compared")
+            giveUpVerification("the guest failed over meanwhile")
         }
         lastEnd = nil
         do {
             let report = try await become(
                 plan, state, options, wasPromoted: wasPromoted, decided: decided)
             failoverFailure = nil
+            tell(.failover, "the guest runs here as process \(report.pid ?? 0)")
+            noteState()
             return report
         } catch {
             failoverFailure = "\(error)"
+            tell(.failover, "the guest could not be started: \(error)")
+            noteState()
             throw error
         }
     }
@@ -423,10 +446,11 @@ actor GuestReplica {
             status.pid = guest.pid
             status.qmpSocket = guest.qmpSocket
         }
+        addHealth(to: &status)
         return status
     }
 
-    private func state() -> GuestStatus.State {
+    func state() -> GuestStatus.State {
         if failoverFailure != nil, session == nil, runningGuest == nil { return .failoverFailed }
         if store.isPromoted { return .failedOver }
         if store.damage != nil { return .damaged }

@@ -61,6 +61,16 @@ final class GuestStore {
     var diskFiles: [(path: String, size: UInt64)] {
         disks.map { ("\(diskDirectory($0.id))/\(DiskFiles.secondary)", $0.replica.size) }
     }
+    /// For each disk `good`, or why it takes no more writes.
+    var diskHealth: [String] {
+        disks.map { $0.replica.state.hasFailed ? "failed: the epoch is given up, see the log" : "good" }
+    }
+    /// `good`, or why the checkpoint's RAM cannot be had; nil when nothing is committed.
+    var ramHealth: String? {
+        guard let record else { return nil }
+        guard let ram else { return "lost" }
+        return ram.applied == record.epoch ? "good" : "holds epoch \(ram.applied ?? .none) instead of \(record.epoch)"
+    }
     var ramBytes: UInt64 { files?.layout.blocks.reduce(0) { $0 + $1.length } ?? 0 }
 
     // MARK: Opening

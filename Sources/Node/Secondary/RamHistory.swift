@@ -26,6 +26,13 @@ struct RamHistory {
                 millisecondsSinceLast: lastCommit.map { Double(now.nanoseconds(since: $0)) / 1e6 }, yield: yield))
     }
 
+    /// Pages changed in a second, over the last checkpoints; nil before there are two.
+    var pagesPerSecond: Double? {
+        let recent = epochs.suffix(20).filter { $0.millisecondsSinceLast != nil }
+        let seconds = recent.reduce(0.0) { $0 + ($1.millisecondsSinceLast ?? 0) } / 1000
+        return seconds > 0 ? Double(recent.reduce(0) { $0 + $1.yield.pages }) / seconds : nil
+    }
+
     /// A session is over: what had not been committed never will be.
     mutating func sessionEnded() {
         arriving = [:]

@@ -40,6 +40,7 @@ public final class SecondaryDaemon: Sendable {
     let store: Store
     let options: SecondaryOptions
     let log: Logger
+    let events: EventLog
     private let group: MultiThreadedEventLoopGroup
     private let replicas = Mutex<[String: GuestReplica]>([:])
     /// Guests whose folder cannot be opened, and why: they are shown, and can be removed.
@@ -52,6 +53,7 @@ public final class SecondaryDaemon: Sendable {
         self.store = store
         self.options = options
         self.log = log
+        events = EventLog(log: log)
         group = MultiThreadedEventLoopGroup(numberOfThreads: 2)
     }
 
@@ -81,14 +83,14 @@ public final class SecondaryDaemon: Sendable {
             storeID: store.description.id, ramLogBytes: options.ramLogBytes, log: log)
         guestStore.seeded = try seedSizes(name, committed: guestStore.record?.epoch)
         let replica = GuestReplica(
-            name: name, store: guestStore, settings: options, starter: group.next(), log: log)
+            name: name, store: guestStore, settings: options, starter: group.next(), events: events, log: log)
         replicas.withLock { $0[name] = replica }
         return replica
     }
 
     func replica(_ name: String) -> GuestReplica? { replicas.withLock { $0[name] } }
 
-    private func allReplicas() -> [GuestReplica] {
+    func allReplicas() -> [GuestReplica] {
         replicas.withLock { $0.values.sorted { $0.name < $1.name } }
     }
 
@@ -132,6 +134,7 @@ public final class SecondaryDaemon: Sendable {
                 await answer(request, connection)
             }
             tasks.addTask { [group] in try await control.run(group: group) }
+            tasks.addTask { [self] in await watchStates() }
             if let address {
                 let server = LinkServer(group: group, log: log) { [self] hello in try replica(for: hello) }
                 tasks.addTask { [log] in
@@ -173,6 +176,10 @@ public final class SecondaryDaemon: Sendable {
                 reply.ramVerify = try await known(request.guest).verifyRam(
                     request.ramVerify ?? RamVerifyOptions(guestMemory: false))
                 return reply
+            case .follow:
+                return try await follow(request, connection)
+            case .verify:
+                return try await verify(request, connection)
             case .export:
                 guard let connection else { return ControlReply(error: "an export needs a verb that stays") }
                 return try await export(request, connection)

@@ -44,6 +44,58 @@ public struct StoreAccess: Sendable {
         return report
     }
 
+    /// Compares a replica with its running guest; `progress` is told how far that is. Cancelling the task ends it.
+    public func verify(
+        guest: String, options: VerifyOptions, progress: (VerifyProgress) -> Void
+    ) async throws -> VerifyReport {
+        try checkStore()
+        var request = ControlRequest(verb: .verify, guest: guest)
+        request.verify = options
+        var last: ControlReply?
+        do {
+            try await ControlChannel.follow(
+                path: "\(directory)/control.sock", request, group: MultiThreadedEventLoopGroup.singleton
+            ) { reply in
+                guard let done = reply.progress else {
+                    last = reply
+                    return false
+                }
+                progress(done)
+                return true
+            }
+        } catch let nobody as ControlChannel.NobodyListens {
+            // Nobody has the store, so no primary is connected: the answer says so.
+            last = await (try openAlone(nobody)).answer(request)
+        }
+        if let error = last?.error { throw Refused(description: error) }
+        guard let report = last?.verify else {
+            throw Refused(description: "the daemon ended before the comparison did; see its log")
+        }
+        return report
+    }
+
+    /// Tells what is the case now, and then what happens, until the task is cancelled or the daemon ends.
+    public func follow(
+        guest: String?, now: ([GuestStatus]) throws -> Void, happened: (GuestEvent) throws -> Void
+    ) async throws {
+        try checkStore()
+        do {
+            try await ControlChannel.follow(
+                path: "\(directory)/control.sock", ControlRequest(verb: .follow, guest: guest),
+                group: MultiThreadedEventLoopGroup.singleton
+            ) { reply in
+                if let error = reply.error { throw Refused(description: error) }
+                if let statuses = reply.statuses { try now(statuses) }
+                if let event = reply.event { try happened(event) }
+                return true
+            }
+        } catch let nobody as ControlChannel.NobodyListens {
+            throw Refused(
+                description: "no daemon holds the store \(directory), so that nothing happens in it (\(nobody))")
+        }
+        throw Refused(description: "the daemon has ended")
+    }
+
     public func detach(guest: String) async throws {
         _ = try await ask(ControlRequest(verb: .detach, guest: guest))
     }

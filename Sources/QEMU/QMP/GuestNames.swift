@@ -9,6 +9,8 @@ public enum GuestNames {
     public static func mirrorJob(_ index: Int) -> String { "\(prefix)mirror-\(index)" }
     /// Filter node that the mirror puts above disk `index`; it goes with the job.
     public static func filterNode(_ index: Int) -> String { "\(prefix)top-\(index)" }
+    /// NBD export through which disk `index` is read for a comparison.
+    public static func readExport(_ index: Int) -> String { "\(prefix)read-\(index)" }
     /// Net filter (a QOM object) that holds the packets of network card `index`.
     public static func netFilter(_ index: Int) -> String { "\(prefix)net-\(index)" }
     /// Character devices of that filter: packets from the guest, and released packets.

@@ -16,6 +16,7 @@ struct Footprint: Equatable, CustomStringConvertible {
         }
         for job in try monitor.execute("query-block-jobs").array { parts["job \(job["device"])"] = "" }
         for job in try monitor.execute("query-jobs").array { parts["job \(job["id"])"] = "" }
+        for export in try monitor.execute("query-block-exports").array { parts["export \(export["id"])"] = "" }
         for device in try monitor.execute("query-chardev").array { parts["chardev \(device["label"])"] = "" }
         for object in try monitor.execute("qom-list", ["path": "/objects"]).array {
             parts["object \(object["name"])"] = object["type"].string ?? ""

@@ -111,7 +111,8 @@ struct StoreCheckTests {
         #expect(guest.items.contains { $0.what == "RAM on disk" } == (durability == .disk))
         #expect(
             guest.items.contains { $0.what == "RAM cache against disk" && $0.state == .good } == (durability == .disk))
-        #expect(guest.items.contains { $0.text.contains("which is not committed") && $0.state == .leftover } == openEpoch)
+        let open = guest.items.filter { $0.text.contains("which is not committed") && $0.state == .leftover }
+        #expect(open.isEmpty != openEpoch)
         let one = try scene.run(scene.guest + "/", quick: true)
         #expect(one.guests.map(\.guest) == ["g"] && one.verdict == .consistent)
     }

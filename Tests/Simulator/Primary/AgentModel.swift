@@ -328,7 +328,7 @@ final class AgentModel: GuestSink, WireEnd {
         case .close: end("the secondary left")
         case .digests:
             if let digests, let wrong = describe(digests) { end("the secondary's digests are wrong: \(wrong)") }
-        case .loaded, .replied, .echoed, .verifyRam: break
+        case .loaded, .replied, .echoed, .verifyRam, .verifyDisk, .repairRam: break
         }
     }
 

@@ -296,7 +296,7 @@ final class Daemon: WireEnd {
         case .say(.reply, let epoch):
             try machine.replied(epoch)
             answers.append(say(.reply, epoch))
-        case .say, .echo, .decide, .keepRamDigests, .keepRamFigures: break
+        case .say, .echo, .decide, .keepRamDigests, .keepRamFigures, .keepDiskCheck, .keepPrimaryFigures: break
         case .close: drop(connection, "the primary left")
         }
     }

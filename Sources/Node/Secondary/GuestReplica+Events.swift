@@ -1,0 +1,68 @@
+import Checkpointer
+import Link
+import Units
+
+/// What this replica tells of itself.
+extension GuestReplica {
+    /// Tells when the state is another one than the last that was told.
+    func noteState() {
+        let status = status()
+        guard status.state != notedState else { return }
+        let before = notedState
+        notedState = status.state
+        tell(.state, status.message, before: before)
+    }
+
+    func tell(_ kind: GuestEvent.Kind, _ message: String?, before: GuestStatus.State? = nil) {
+        events.emit(
+            GuestEvent(
+                number: 0, milliseconds: MonotonicClock.wallMilliseconds(), guest: name, kind: kind, state: state(),
+                before: before, committedEpoch: store.record?.epoch.rawValue, generation: store.generation.rawValue,
+                message: message))
+    }
+
+    // MARK: Figures of the primary
+
+    /// Remembers what the primary says of the guest's pauses and of its own queues.
+    func keep(_ figures: PrimaryFigures) {
+        primary = figures
+        if figures.pauseNanoseconds > 0 { pauses.record(figures.pauseNanoseconds) }
+    }
+
+    /// Fills in what is known of the primary, and how the replica's parts are.
+    func addHealth(to status: inout GuestStatus) {
+        status.dirtyPagesPerSecond = history.pagesPerSecond
+        if let primary, session != nil {
+            status.intervalMilliseconds = Double(primary.intervalNanoseconds) / 1e6
+            status.lagBytes = primary.outstandingBytes
+            status.lagMilliseconds = Double(primary.lagNanoseconds) / 1e6
+        }
+        if let median = pauses.percentile(0.5) {
+            func milliseconds(_ value: UInt64?) -> Double { Double(value ?? 0) / 1e6 }
+            status.pauses = GuestStatus.Pauses(
+                count: pauses.count, p50Milliseconds: milliseconds(median),
+                p90Milliseconds: milliseconds(pauses.percentile(0.9)),
+                p99Milliseconds: milliseconds(pauses.percentile(0.99)),
+                maxMilliseconds: milliseconds(pauses.maximum))
+        }
+        for (index, health) in store.diskHealth.enumerated() where status.disks.indices.contains(index) {
+            status.disks[index].health = health
+        }
+        status.ramHealth = store.ramHealth
+        status.isLate = isLate(status)
+        if status.isLate == true, let age = status.commitAgeSeconds {
+            let times =
+                status.intervalMilliseconds.map { " (\(Fixed.text(age * 1000 / max($0, 1), 0)) intervals)" } ?? ""
+            status.warning =
+                "the last checkpoint is \(Fixed.text(age, 1)) s old\(times): a failover now would lose "
+                + "that much. Look at the link, at this host's disks, and at the primary's attach"
+        }
+    }
+
+    /// A checkpoint that is far older than it should be, while a primary says that it protects the guest.
+    private func isLate(_ status: GuestStatus) -> Bool? {
+        guard session != nil, let age = status.commitAgeSeconds else { return nil }
+        let interval = (status.intervalMilliseconds ?? 200) / 1000
+        return age > max(10 * interval, 2)
+    }
+}
