@@ -29,6 +29,13 @@ struct Attach: AsyncParsableCommand {
     @Option(name: .long, help: "Most data that may wait for the secondary, in MiB.")
     var budget: Int = 256
 
+    @Option(
+        name: .long, help: "When the secondary is lost: continue (wait for it and resync), or detach (exit code 2).")
+    var onSecondaryLoss: LossChoice = .continue
+
+    @Option(name: .long, help: "Seconds from the loss after which the secondary is not waited for any longer.")
+    var resyncTimeout: Int?
+
     @Flag(name: .long, help: "Connect in clear text to an address that is not of this machine.")
     var insecure = false
 
@@ -53,6 +60,11 @@ struct Attach: AsyncParsableCommand {
             throw ValidationError("--seed belongs to --store; with --to, say it to 'serve' on the secondary")
         }
         guard (16...65536).contains(budget) else { throw ValidationError("--budget takes 16 to 65536 MiB") }
+        if let resyncTimeout {
+            guard (1...31_536_000).contains(resyncTimeout), onSecondaryLoss == .continue else {
+                throw ValidationError("--resync-timeout takes 1 to 31536000 seconds, with --on-secondary-loss continue")
+            }
+        }
         guard interval.nanoseconds >= 10_000_000 else { throw ValidationError("--interval must be at least 10ms") }
     }
 
@@ -69,6 +81,8 @@ struct Attach: AsyncParsableCommand {
                 durable: durability == .disk, budgetBytes: budget << 20, useDelta: !noDelta, force: force, pid: pid,
                 logLevel: logging.logLevel)
             options.seeds = seed
+            options.triesAgain = onSecondaryLoss == .continue
+            options.resyncTimeoutNanoseconds = resyncTimeout.map { UInt64($0) * 1_000_000_000 }
             let outcome = try await Attachment.run(options, log: logging.makeLogger("colo-blk"))
             switch outcome {
             case .detached(let message):
@@ -86,6 +100,10 @@ struct Attach: AsyncParsableCommand {
             throw fail("\(error)")
         }
     }
+}
+
+enum LossChoice: String, ExpressibleByArgument, CaseIterable {
+    case `continue`, detach
 }
 
 enum DurabilityChoice: String, ExpressibleByArgument, CaseIterable {

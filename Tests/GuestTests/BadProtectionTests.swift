@@ -121,7 +121,7 @@ extension BadInput {
             let guest = try BadGuest.running()
             let serve = try FakeServe()
             let cable = try FakeCable(to: serve.address)
-            let attach = try attach(guest, to: cable.address)
+            let attach = try attach(guest, to: cable.address, ["--on-secondary-loss", "detach"])
             try expectProgress(serve)
             #expect(cable.cutInsideNextCheckpoint())
             let ending = attach.end(within: 5)

@@ -67,7 +67,8 @@ extension RealGuests {
                 let secondary = try scene.startedSecondary()
                 let name = scene.guestName("g")
                 try guest.waitUntilBusy()
-                let first = try scene.attach(guest, to: secondary, name: name)
+                let first = try scene.attach(
+                    guest, to: secondary, name: name, options: ["--on-secondary-loss", "detach"])
                 try first.waitUntilProtected()
                 try secondary.waitForProof(name)
                 let whole = try copied(first)
@@ -96,12 +97,82 @@ extension RealGuests {
 
         /// What an attach says about its initial copy, in bytes.
         private func copied(_ attach: AttachProcess) throws -> (disks: Int, skipped: Int, sent: Int) {
-            let line = try #require(attach.log.split(separator: "\n").first { $0.contains("initial copy") })
+            let line = try #require(attach.log.split(separator: "\n").last { $0.contains("initial copy") })
             func number(_ key: String) throws -> Int {
                 let part = try #require(line.split(separator: " ").first { $0.hasPrefix("\(key)=") })
                 return try #require(Int(part.dropFirst(key.count + 1).filter(\.isNumber)))
             }
             return (try number("disks"), try number("skipped"), try number("sent"))
+        }
+
+        @Test func aSecondaryThatComesBackIsResyncedByTheSameAttach() throws {
+            try Scene.run("content-resync") { scene in
+                let guest = try scene.launch(.init(workload: .all))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let before = try guest.footprint()
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "3s"])
+                try attach.waitUntilProtected()
+                try secondary.waitForProof(name)
+                // The daemon is killed and started again; then it hangs for a while, which cuts the link.
+                for outage in 1...2 {
+                    let start = monotonicSeconds()
+                    if outage == 1 { try secondary.kill() } else { secondary.daemon?.signal(SIGSTOP) }
+                    try waitUntil("the guest runs unprotected", within: 10, every: 2) { try guest.runsUnprotected() }
+                    let seconds = monotonicSeconds() - start
+                    scene.say("outage \(outage): the guest runs unprotected after \(Figure.text(seconds * 1000, 0)) ms")
+                    if outage == 1 { #expect(seconds <= AgentDeathTests.bound) }
+                    try waitUntil("attach says so", within: 10) { lines("degraded: the secondary", attach) >= outage }
+                    pause(milliseconds: 1500)
+                    if outage == 1 { try secondary.start() } else { secondary.daemon?.signal(SIGCONT) }
+                    try waitUntil("it is protected again", within: 90, seen: { tail(of: attach.guardian.outputPath) }) {
+                        lines("protected: checkpoint", attach) == outage + 1
+                    }
+                    let copy = try copied(attach)
+                    scene.say("outage \(outage): \(copy); \(lastLine("protected:", attach))")
+                    #expect(copy.sent < copy.disks / 4, "most of the disk has not changed")
+                }
+                try secondary.waitForProof(name)
+                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                let pages = try Content.differentPages(snapshot.ram, try ramCache(scene, name), skipping: Self.hole)
+                #expect(pages.isEmpty, "RAM pages of epoch \(snapshot.epoch): \(pages.prefix(20))")
+                try attach.detach()
+                try guest.waitUntilUntouched(before)
+                #expect(try secondary.committedEpoch(name) == snapshot.epoch)
+                let folder = "\(secondary.store)/\(name)/disks"
+                let disk = try #require(try FileManager.default.contentsOfDirectory(atPath: folder).first)
+                let blocks = try Content.differentPages(snapshot.disk, "\(folder)/\(disk)/secondary.raw")
+                #expect(blocks.isEmpty, "blocks that differ: \(blocks.prefix(20))")
+            }
+        }
+
+        @Test func aSecondaryThatStaysAwayEndsTheProtectionWhenThatIsWished() throws {
+            try Scene.run("resync-timeout") { scene in
+                let guest = try scene.launch(.init(workload: .disk))
+                let secondary = try scene.startedSecondary()
+                let name = scene.guestName("g")
+                try guest.waitUntilBusy()
+                let before = try guest.footprint()
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--resync-timeout", "2"])
+                try attach.waitUntilProtected()
+                try secondary.kill()
+                let start = monotonicSeconds()
+                try attach.waitForExit(2)
+                let seconds = monotonicSeconds() - start
+                #expect((2...8).contains(seconds), "\(seconds)")
+                #expect(attach.log.contains("--resync-timeout"))
+                try guest.waitUntilUntouched(before)
+                try guest.checkAlive()
+            }
+        }
+
+        private func lines(_ start: String, _ attach: AttachProcess) -> Int {
+            attach.log.split(separator: "\n").count { $0.hasPrefix(start) }
+        }
+
+        private func lastLine(_ start: String, _ attach: AttachProcess) -> Substring {
+            attach.log.split(separator: "\n").last { $0.hasPrefix(start) } ?? ""
         }
 
         private struct Snapshot {

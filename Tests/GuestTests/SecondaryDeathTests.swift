@@ -33,7 +33,8 @@ extension RealGuests {
         private func killSecondary(
             _ secondary: Secondary, _ name: String, _ guest: Guest, _ before: Footprint, _ scene: Scene
         ) throws -> Int {
-            let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "30ms"])
+            let attach = try scene.attach(
+                guest, to: secondary, name: name, options: ["--interval", "30ms", "--on-secondary-loss", "detach"])
             try attach.waitUntilProtected()
             try secondary.waitForCheckpoints(3, of: name)
             pause(milliseconds: scene.randomMilliseconds(0...700))

@@ -27,7 +27,10 @@ public enum Agent {
             let session = AgentSession(options: options, relay: relay, loop: loop, log: log)
             let ending = await session.run()
             // The guardian's death may first show as a command that fails, and it may die while we take our leave.
-            if await !relay.guardianIsGone { await relay.bye(reason: ending.reason, exitCode: ending.exitCode) }
+            if await !relay.guardianIsGone {
+                await relay.bye(
+                    reason: ending.reason, exitCode: ending.exitCode, lastCommit: session.lastCommit)
+            }
             guard await relay.guardianIsGone else { return ending.exitCode }
             log.notice("the guardian died; restoring the guest")
             if let report = await relay.restoreWithoutGuardian(eventLoop: loop, log: log) {
@@ -45,9 +48,12 @@ extension AgentEnding {
     var exitCode: Int32 {
         switch self {
         case .detach: AgentExit.detached
-        case .refused, .secondaryRefused: AgentExit.refused
+        case .refused: AgentExit.refused
+        case .secondaryRefused: AgentExit.secondaryRefuses
+        case .secondaryAway: AgentExit.secondaryAway
+        case .linkLost, .congested: AgentExit.secondaryLost
         case .guestGone: AgentExit.guestGone
-        case .guardianGone, .linkLost, .congested, .mirrorLost, .migrationEnded, .failed: AgentExit.protectionEnded
+        case .guardianGone, .mirrorLost, .migrationEnded, .failed: AgentExit.protectionEnded
         }
     }
 
@@ -56,7 +62,7 @@ extension AgentEnding {
         case .detach(let text), .refused(let text), .guestGone(let text), .failed(let text): text
         case .secondaryRefused(let text): "the secondary refuses: \(text)"
         case .linkLost(let text): "the secondary is lost: \(text)"
-        case .congested(let text): text
+        case .congested(let text), .secondaryAway(let text): text
         case .mirrorLost(let text): text
         case .migrationEnded(let text): text
         case .guardianGone: "the guardian died"

@@ -13,7 +13,10 @@ enum AgentEnding: Sendable, Equatable {
     /// Nothing was begun that cannot be undone.
     case refused(String)
     case guardianGone
+    /// The secondary refuses this guest, and will go on to.
     case secondaryRefused(String)
+    /// The secondary cannot be reached, or not take the guest now.
+    case secondaryAway(String)
     case linkLost(String)
     case congested(String)
     case mirrorLost(String)
@@ -134,6 +137,8 @@ final class AgentCore {
     /// loop.
     var openDiskReaders: (@escaping (Result<[DiskReader], any Error>) -> Void) -> Void = { _ in }
     var closeDiskReaders: () -> Void = {}
+    /// Called when the secondary has said that an epoch is committed.
+    var onCommit: (Moment) -> Void = { _ in }
     /// Called once, when the session cannot go on.
     var onEnd: (AgentEnding) -> Void = { _ in }
     /// Called when the budget frees or fills, so that the migration socket can be read or left alone.
@@ -293,6 +298,7 @@ final class AgentCore {
         case .committed(let epoch):
             let began = sealedAt.removeValue(forKey: epoch) ?? MonotonicClock.now()
             figures.committed = epoch
+            onCommit(MonotonicClock.now())
             figures.uncommitted = sealedAt.count
             figures.lastCommitLagNanoseconds = MonotonicClock.now().nanoseconds(since: began)
             proceed()

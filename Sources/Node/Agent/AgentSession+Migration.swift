@@ -64,7 +64,8 @@ extension AgentSession {
             guard let figures = try? await loop.submit({ core.value.figures }).get() else { return }
             if figures.committed != .none, !saidFirst {
                 saidFirst = true
-                progress.say("protected: checkpoint \(figures.committed) is committed")
+                let sent = try? await loop.submit { core.value.sentTotal }.get()
+                progress.protected(figures.committed, sent: sent ?? 0)
             }
             progress.show(ProgressLine.running(figures))
             try? await Task.sleep(for: .milliseconds(200))

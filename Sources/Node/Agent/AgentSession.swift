@@ -26,13 +26,17 @@ final class AgentSession: Sendable {
     /// The link, for the farewell.
     private let link = Mutex<(channel: any Channel, generation: Generation)?>(nil)
     let end: AsyncStream<AgentEnding>.Continuation
+    private let newestCommit = Mutex<Moment?>(nil)
+
+    /// When a checkpoint of this session was committed last; nil when none was.
+    var lastCommit: Moment? { newestCommit.withLock { $0 } }
 
     init(options: AttachOptions, relay: AgentRelay, loop: any EventLoop, log: Logger) {
         self.options = options
         self.relay = relay
         self.loop = loop
         self.log = log
-        progress = Progress()
+        progress = Progress(outageSince: options.lastCommit.map { Moment(nanoseconds: $0) })
         (endings, end) = AsyncStream.makeStream(of: AgentEnding.self)
     }
 
@@ -52,9 +56,10 @@ final class AgentSession: Sendable {
             } catch let refused as Refused {
                 end.yield(.refused(refused.description))
             } catch let refuse as Refuse {
-                end.yield(.secondaryRefused(refuse.message))
+                let words = "the secondary refuses: \(refuse.message)"
+                end.yield(refuse.code.mayPass ? .secondaryAway(words) : .secondaryRefused(refuse.message))
             } catch let failed as AgentLink.Failed {
-                end.yield(.refused(failed.description))
+                end.yield(.secondaryAway(failed.description))
             } catch {
                 end.yield(.failed("\(error)"))
             }
@@ -145,6 +150,7 @@ final class AgentSession: Sendable {
             let core = AgentCore(
                 settings: settings, machine: machine, link: connected.channel, loop: loop, log: log)
             core.onEnd = { [end] reason in end.yield(reason) }
+            core.onCommit = { [self] moment in newestCommit.withLock { $0 = moment } }
             let taken = NIOLoopBound(core, eventLoop: loop)
             core.triggerCheckpoint = { [self] in triggerCheckpoint(taken) }
             core.locateGuestMemory = { [self] done in locateGuestMemory(done) }
@@ -215,7 +221,7 @@ final class AgentSession: Sendable {
     private func farewell(_ ending: AgentEnding) async {
         guard let (channel, generation) = link.withLock({ $0 }) else { return }
         switch ending {
-        case .linkLost, .secondaryRefused, .guardianGone: break
+        case .linkLost, .secondaryRefused, .secondaryAway, .guardianGone: break
         default:
             let code: UInt16 = if case .guestGone = ending { ByeCode.guestShutdown } else { ByeCode.ended }
             var buffer = channel.allocator.buffer(capacity: 128)
@@ -226,5 +232,15 @@ final class AgentSession: Sendable {
             try? await channel.writeAndFlush(buffer)
         }
         channel.close(promise: nil)
+    }
+}
+
+extension Refuse.Code {
+    /// Whether the same guest may be welcome later, without anybody's doing.
+    fileprivate var mayPass: Bool {
+        switch self {
+        case .alreadyProtected, .storeFull, .busy, .internal: true
+        case .version, .name, .generation, .diskTooLarge, .identityMismatch, .failedOver, .protocol: false
+        }
     }
 }

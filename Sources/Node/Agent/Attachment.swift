@@ -1,8 +1,11 @@
+import Checkpointer
 import FoundationEssentials
 import Glibc
 import Logging
 import NIOCore
 import NIOPosix
+import Synchronization
+import Units
 
 /// What `colo-blk attach` was asked to do; handed from the guardian to its agent.
 public struct AttachOptions: Codable, Sendable {
@@ -26,6 +29,12 @@ public struct AttachOptions: Codable, Sendable {
     public var logLevel: String
     /// `DISK=FILE` for a new replica in `store`.
     public var seeds: [String] = []
+    /// Whether a secondary that is lost after the first checkpoint is waited for.
+    public var triesAgain = false
+    /// Nanoseconds from the loss after which it is not waited for any longer; nil for ever.
+    public var resyncTimeoutNanoseconds: UInt64?
+    /// For the agent: the last commit before the outage, as nanoseconds of the monotonic clock.
+    var lastCommit: UInt64?
 
     public init(
         qmp: String, address: Address?, store: String?, guest: String?, intervalNanoseconds: UInt64, durable: Bool,
@@ -63,27 +72,124 @@ enum AgentExit {
     static let refused: Int32 = 1
     static let protectionEnded: Int32 = 2
     static let guestGone: Int32 = 3
+    /// The secondary or the link to it was lost, or lags too far behind.
+    static let secondaryLost: Int32 = 4
+    /// The secondary cannot be reached, or not take the guest now.
+    static let secondaryAway: Int32 = 5
+    /// The secondary will not take the guest.
+    static let secondaryRefuses: Int32 = 6
 }
 
 /// The guardian's side of `colo-blk attach`.
 public enum Attachment {
     /// Protects the guest until a signal comes or something ends it; the guest is put back in every case.
+    ///
+    /// A secondary that is lost after the first checkpoint is waited for, if the options say so: the guest runs on
+    /// unprotected, and the next attempt sends of its disks only what differs from what the secondary holds.
     public static func run(_ options: AttachOptions, log: Logger) async throws -> AttachOutcome {
         guard let program = executablePath() else {
             return .refused("/proc/self/exe cannot be read, so that no agent can be started; is /proc mounted?")
         }
-        let encoded = String(decoding: try JSONEncoder().encode(options), as: UTF8.self)
+        var options = options
+        let progress = Progress()
+        var reconnection = Reconnection(timeout: options.resyncTimeoutNanoseconds, now: MonotonicClock.now())
+        while true {
+            let (outcome, commit) = await attempt(options, program, log)
+            let isRetry = options.lastCommit != nil
+            let ending = ending(of: outcome, isRetry: isRetry, qmp: options.qmp)
+            let step =
+                options.triesAgain
+                ? reconnection.ended(ending, lastCommit: commit, now: MonotonicClock.now()) : .finish
+            switch step {
+            case .finish: return explain(outcome, options, isRetry: isRetry)
+            case .timedOut:
+                return .protectionEnded(
+                    "protection ended: the secondary was not back within --resync-timeout; \(words(outcome))")
+            case .retry(let next):
+                guard let last = reconnection.lastCommit else { return explain(outcome, options, isRetry: isRetry) }
+                options.lastCommit = last.nanoseconds
+                // Only a replica that does not exist yet is seeded.
+                options.seeds = []
+                progress.say("degraded: \(words(outcome)); last commit \(Progress.age(of: last)) ago; trying again")
+                if let signal = try await wait(until: next, last, progress) {
+                    return .detached("detached (\(signal)) while the secondary was away; the guest is as it was found")
+                }
+                reconnection.attemptBegins(now: MonotonicClock.now())
+            }
+        }
+    }
+
+    /// One guardian and its agent, from the doctor to the end.
+    private static func attempt(
+        _ options: AttachOptions, _ program: String, _ log: Logger
+    ) async -> (GuardianOutcome, lastCommit: Moment?) {
+        let encoded: String
+        do {
+            encoded = String(decoding: try JSONEncoder().encode(options), as: UTF8.self)
+        } catch {
+            return (.notStarted(reason: "the options cannot be handed on: \(error)"), nil)
+        }
         var configuration = Guardian.Configuration(
             qmpPath: options.qmp, agentExecutable: program, agentArguments: ["agent", encoded])
         configuration.guestPID = options.pid
         configuration.claimsGuest = true
         let loop = MultiThreadedEventLoopGroup.singleton.next()
-        let outcome = await Guardian(configuration: configuration, eventLoop: loop, log: log).run()
+        let guardian = Guardian(configuration: configuration, eventLoop: loop, log: log)
+        let outcome = await guardian.run()
+        return (outcome, guardian.lastCommit)
+    }
+
+    /// What an outcome means for another attempt.
+    private static func ending(of outcome: GuardianOutcome, isRetry: Bool, qmp: String) -> Reconnection.Ending {
+        switch outcome {
+        case .agentFailed(_, AgentExit.secondaryLost, _): .lost
+        case .agentFailed(_, AgentExit.secondaryAway, _): .away
+        // What is in the way during an outage, a paused guest or another client of the monitor, may go again.
+        case .agentFailed(_, AgentExit.refused, _): isRetry ? .away : .final
+        case .notStarted: isRetry && UnixSocketPath.isListening(qmp) ? .away : .final
+        case .agentFailed, .detached, .guestGone: .final
+        }
+    }
+
+    private static func words(_ outcome: GuardianOutcome) -> String {
+        switch outcome {
+        case .detached(let reason, _), .agentFailed(let reason, _, _), .guestGone(let reason), .notStarted(let reason):
+            reason
+        }
+    }
+
+    /// Waits for the next attempt; returns the signal that came instead.
+    private static func wait(
+        until next: Moment, _ lastCommit: Moment, _ progress: Progress
+    ) async throws -> String? {
+        let loop = MultiThreadedEventLoopGroup.singleton.next()
+        let (said, say) = AsyncStream.makeStream(of: String.self)
+        let watch = try await SignalWatch.start(eventLoop: loop) { signal in
+            say.yield(signal == SIGINT ? "interrupted" : "terminated by a signal")
+        }
+        defer { watch.stop() }
+        let first = Mutex<String?>(nil)
+        let listener = Task {
+            for await signal in said { first.withLock { $0 = $0 ?? signal } }
+        }
+        while MonotonicClock.now() < next, first.withLock({ $0 }) == nil {
+            progress.show("degraded: secondary away, last commit \(Progress.age(of: lastCommit)) ago")
+            let left = next.nanoseconds(since: MonotonicClock.now())
+            try await Task.sleep(for: .nanoseconds(Int64(min(left, 200_000_000))))
+        }
+        progress.finish()
+        say.finish()
+        await listener.value
+        return first.withLock { $0 }
+    }
+
+    private static func explain(_ outcome: GuardianOutcome, _ options: AttachOptions, isRetry: Bool) -> AttachOutcome {
         switch outcome {
         case .detached(let reason, let report):
             return .detached("detached (\(reason)): \(report)")
-        case .agentFailed(let reason, AgentExit.refused, _):
-            return .refused(reason)
+        case .agentFailed(let reason, AgentExit.refused, _), .agentFailed(let reason, AgentExit.secondaryAway, _),
+            .agentFailed(let reason, AgentExit.secondaryRefuses, _):
+            return isRetry ? .protectionEnded("protection ended: \(reason)") : .refused(reason)
         case .agentFailed(let reason, AgentExit.guestGone, _):
             return .guestGone(reason)
         case .agentFailed(let reason, _, let report):
@@ -93,7 +199,10 @@ public enum Attachment {
                 "the guest's QEMU has ended (\(reason)); to go on from the last checkpoint: "
                     + failoverHint(options))
         case .notStarted(let reason):
-            return .refused(reason)
+            guard isRetry else { return .refused(reason) }
+            return .guestGone(
+                "the guest's QEMU has ended while the secondary was away (\(reason)); to go on from the last "
+                    + "checkpoint: " + failoverHint(options))
         }
     }
 

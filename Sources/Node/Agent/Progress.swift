@@ -7,13 +7,36 @@ final class Progress: Sendable {
     private struct State {
         var isLive = false
         var lastPlain: UInt64 = 0
+        /// The last commit before an outage that lasts.
+        var outageSince: Moment?
     }
 
     /// Nanoseconds between two plain lines of the same kind.
     private static let plainInterval: UInt64 = 5_000_000_000
 
     private let isTerminal = isatty(2) == 1
-    private let state = Mutex(State())
+    private let state: Mutex<State>
+
+    /// - Parameter outageSince: the last commit before an outage; nil when the guest was never protected before.
+    init(outageSince: Moment? = nil) {
+        state = Mutex(State(outageSince: outageSince))
+    }
+
+    /// The first checkpoint is committed, with so many bytes on the link.
+    func protected(_ epoch: Epoch, sent: UInt64) {
+        let outage = state.withLock { state in
+            defer { state.outageSince = nil }
+            return state.outageSince
+        }
+        let again = outage.map { ", after \(Self.age(of: $0)) without one; \(ByteText.text(sent)) were sent" }
+        say("protected: checkpoint \(epoch) is committed\(again ?? "")")
+    }
+
+    /// How long ago something was, for people.
+    static func age(of moment: Moment) -> String {
+        let seconds = Double(MonotonicClock.now().nanoseconds(since: moment)) / 1e9
+        return "\(Fixed.text(seconds, seconds < 10 ? 1 : 0)) s"
+    }
 
     /// Something happened: a line of its own.
     func say(_ line: String) {
@@ -27,6 +50,8 @@ final class Progress: Sendable {
     /// Something goes on: replaces the live line; elsewhere, a line every few seconds.
     func show(_ line: String) {
         state.withLock { state in
+            let outage = state.outageSince
+            let line = outage.map { "degraded: resyncing, last commit \(Self.age(of: $0)) ago: \(line)" } ?? line
             if isTerminal {
                 write("\r\u{1B}[K" + line)
                 state.isLive = true

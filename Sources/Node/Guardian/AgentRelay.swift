@@ -3,6 +3,7 @@ import Logging
 import NIOCore
 import NIOPosix
 import QEMU
+import Units
 
 /// What the guardian wants of its agent.
 public enum AgentOrder: Sendable, Equatable {
@@ -95,9 +96,12 @@ public final class AgentRelay: QMPExecutor {
     }
 
     /// Says that the agent is done and has stopped using the guest; returns when that was sent. Exit afterwards.
-    /// - Parameter exitCode: 0 when all went as wished.
-    public func bye(reason: String, exitCode: Int32) async {
-        let message = RelayMessage.bye(reason: reason, exitCode: exitCode)
+    /// - Parameters:
+    ///   - exitCode: 0 when all went as wished.
+    ///   - lastCommit: when the last checkpoint was committed; nil when none was.
+    public func bye(reason: String, exitCode: Int32, lastCommit: Moment? = nil) async {
+        let message = RelayMessage.bye(
+            reason: reason, exitCode: exitCode, lastCommit: lastCommit.map { Int64(clamping: $0.nanoseconds) })
         let promise = socket.channel.eventLoop.makePromise(of: Void.self)
         socket.onLoop { $0.send(message, promise: promise) }
         try? await promise.futureResult.get()

@@ -4,6 +4,8 @@ import Logging
 import NIOCore
 import NIOPosix
 import QEMU
+import Synchronization
+import Units
 
 /// The small process that holds the guest's monitor while an agent works, and gives the guest back whatever happens.
 ///
@@ -63,6 +65,10 @@ public final class Guardian: Sendable {
     private let log: Logger
     private let incidents: AsyncStream<Incident>
     private let incident: AsyncStream<Incident>.Continuation
+    private let commitSaid = Mutex<Moment?>(nil)
+
+    /// When the agent's last checkpoint was committed, as it said when it left; nil when it did not, or there was none.
+    public var lastCommit: Moment? { commitSaid.withLock { $0 } }
 
     /// - Parameter eventLoop: carries the monitor and the socketpair; nothing else may block it.
     public init(configuration: Configuration, eventLoop: any EventLoop, log: Logger) {
@@ -161,7 +167,8 @@ public final class Guardian: Sendable {
                 }
             case .graceOver:
                 return Cause(reason: wish ?? "", wished: true)
-            case .agent(.bye(let reason, let code)):
+            case .agent(.bye(let reason, let code, let commit)):
+                commitSaid.withLock { $0 = commit }
                 return Cause(
                     reason: wish ?? reason, wished: wish != nil || code == 0, exitCode: code, agentLeaves: true)
             case .agent(.silent):

@@ -1,5 +1,6 @@
 import NIOCore
 import QEMU
+import Units
 
 /// The guardian's end of the socketpair: executes the agent's commands, passes events on, listens to the heartbeat.
 /// Confined to its event loop, which must be the monitor's.
@@ -9,7 +10,7 @@ final class GuardianRelayHandler: ChannelInboundHandler {
 
     /// What the handler tells the guardian; at most one of the last three.
     enum Report: Equatable, Sendable {
-        case bye(reason: String, exitCode: Int32)
+        case bye(reason: String, exitCode: Int32, lastCommit: Moment? = nil)
         /// No sign of life for too long.
         case silent
         /// The agent's end is closed.
@@ -107,7 +108,9 @@ final class GuardianRelayHandler: ChannelInboundHandler {
     private func handle(_ message: RelayMessage) {
         switch message {
         case .heartbeat: break
-        case .bye(let reason, let code): report(.bye(reason: reason, exitCode: code))
+        case .bye(let reason, let code, let commit):
+            let moment = commit.flatMap { UInt64(exactly: $0) }.map { Moment(nanoseconds: $0) }
+            report(.bye(reason: reason, exitCode: code, lastCommit: moment))
         case .command(let command, let timeout): execute(command, timeout)
         case .hello, .answer, .event, .detach: end(.malformed("a message that only a guardian may send"))
         }

@@ -3,14 +3,15 @@ import QEMU
 /// What guardian and agent say to each other over their socketpair: one JSON object per line in either direction.
 ///
 /// Agent to guardian: `{"qmp": {"execute": …, "arguments": …, "id": n, "oob": bool, "timeout": ms}}`,
-/// `{"heartbeat": n}`, `{"bye": {"reason": …, "exit": code}}`.
+/// `{"heartbeat": n}`, `{"bye": {"reason": …, "exit": code, "commit": ns}}`; `commit` is the monotonic time of the last
+/// commit and may be absent.
 /// Guardian to agent: `{"hello": …}` first, `{"return": value, "id": n}`,
 /// `{"error": {"kind": …, "command": …, …}, "id": n}`, `{"event": …}`, `{"detach": {"reason": …}}`.
 enum RelayMessage: Equatable {
     // Agent to guardian.
     case command(QMPCommand, timeoutMilliseconds: Int64)
     case heartbeat(Int64)
-    case bye(reason: String, exitCode: Int32)
+    case bye(reason: String, exitCode: Int32, lastCommit: Int64?)
     // Guardian to agent.
     case hello(JSONValue)
     case answer(id: Int64, Result<JSONValue, QMPError>)
@@ -31,7 +32,8 @@ enum RelayMessage: Equatable {
             self = .heartbeat(beat)
         } else if let bye = json["bye"] {
             guard let code = bye["exit"]?.intValue, let exit = Int32(exactly: code) else { return nil }
-            self = .bye(reason: bye["reason"]?.stringValue ?? "", exitCode: exit)
+            self = .bye(
+                reason: bye["reason"]?.stringValue ?? "", exitCode: exit, lastCommit: bye["commit"]?.intValue)
         } else if let hello = json["hello"] {
             self = .hello(hello)
         } else if let value = json["return"], let id = json["id"]?.intValue {
@@ -65,7 +67,10 @@ enum RelayMessage: Equatable {
             if let arguments = command.arguments { members["arguments"] = arguments }
             return ["qmp": .object(members)]
         case .heartbeat(let beat): return ["heartbeat": .integer(beat)]
-        case .bye(let reason, let code): return ["bye": ["reason": .string(reason), "exit": .integer(Int64(code))]]
+        case .bye(let reason, let code, let commit):
+            var members: [String: JSONValue] = ["reason": .string(reason), "exit": .integer(Int64(code))]
+            if let commit { members["commit"] = .integer(commit) }
+            return ["bye": .object(members)]
         case .hello(let value): return ["hello": value]
         case .answer(let id, .success(let value)): return ["return": value, "id": .integer(id)]
         case .answer(let id, .failure(let error)): return ["error": Self.json(error), "id": .integer(id)]

@@ -1,10 +1,18 @@
 import CLinux
 import Glibc
 
-/// The name of a unix socket that a server is about to bind.
+/// The name of a unix socket that a server has bound, or is about to.
 enum UnixSocketPath {
     struct InTheWay: Error, CustomStringConvertible {
         let description: String
+    }
+
+    /// Whether somebody listens there. The listener sees a connection that is closed at once.
+    static func isListening(_ path: String) -> Bool {
+        let descriptor = clx_connect_unix(path)
+        guard descriptor >= 0 else { return false }
+        Glibc.close(descriptor)
+        return true
     }
 
     /// Removes a socket that nobody listens to any more, and nothing else.
