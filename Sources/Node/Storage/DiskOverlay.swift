@@ -145,13 +145,6 @@ final class DiskOverlay {
         } catch { throw error }
     }
 
-    /// Nothing more goes into the file: space that was taken ahead is given back.
-    func trim() throws(DiskReplicaError) {
-        guard let writer, fileSize > writer.fileLength else { return }
-        do throws(IOError) { try io.truncate(file, to: writer.fileLength) } catch { throw .io(error) }
-        fileSize = writer.fileLength
-    }
-
     /// Puts a younger hidden disk between this one and the secondary disk.
     func setBackingFile(_ name: String) throws(DiskReplicaError) {
         guard var writer else { return }

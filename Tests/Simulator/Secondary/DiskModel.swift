@@ -184,7 +184,6 @@ final class DiskModel {
         try pipeline.checkSeal(epoch)
         try drain()
         do {
-            if let overlay = overlays.last, overlay.epoch == epoch { try overlay.trim() }
             if durable, ![.skipSecondarySync, .recordBeforeDataSync].contains(storage.mutation) {
                 try storage.sync(secondary)
             }

@@ -83,13 +83,6 @@ final class OverlayFile {
         for write in writes.separate { try storage.write(path, at: Int(write.offset), write.bytes) }
     }
 
-    /// Nothing more goes into the file: space that was taken ahead is given back.
-    func trim() throws {
-        guard let writer, fileSize > Int(writer.fileLength) else { return }
-        try storage.truncate(path, to: Int(writer.fileLength))
-        fileSize = Int(writer.fileLength)
-    }
-
     /// Puts a younger hidden disk between this one and the secondary disk.
     func setBackingFile(_ name: String) throws {
         guard var writer else { return }
