@@ -58,7 +58,7 @@ extension Simulation {
                 return false
             }
             // What failed once may not fail twice: the daemon is started again before anybody gives up.
-            if host.restarts < 2 {
+            if host.restarts < 2 || host.startSuffered {
                 host.restarts += 1
                 crashDaemon(target)
                 return false

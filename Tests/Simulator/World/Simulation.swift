@@ -21,6 +21,8 @@ public final class Simulation {
         var failedAttaches = 0
         /// Daemons started again because they could not open the store.
         var restarts = 0
+        /// Whether a fault struck while the daemon started: what it then says of its store may be that fault.
+        var startSuffered = false
         /// Failovers refused in a row.
         var refusals = 0
 
@@ -148,7 +150,8 @@ public final class Simulation {
             let daemon = try Daemon(host: index, storage: host.storage, world: self)
             host.daemon = daemon
             note("daemon \(index) started: \(describe(daemon))")
-            guard suffered == struck else { return }
+            host.startSuffered = suffered != struck
+            guard !host.startSuffered else { return }
             judgeStart(index, daemon)
         } catch let halt as Halt {
             strike(.crashWithinRecovery, "host \(index)")
