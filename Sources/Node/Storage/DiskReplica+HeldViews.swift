@@ -46,39 +46,16 @@ extension DiskReplica {
         }
     }
 
-    /// Blocks that ``heldExtents(_:_:over:)`` looks at in one call: the drain waits meanwhile.
-    private static let heldExtentBlocks: UInt64 = 16_384
-
     /// What is hole and what is data in a checkpoint that is held, from the range's start on; may end before the range
     /// does. `scratch` lies over the checkpoint.
     func heldExtents(
         _ epoch: Epoch, _ range: ByteRange, over scratch: BlockStash?
     ) throws(DiskReplicaError) -> [ExportExtent] {
-        let geometry = BlockGeometry(diskSize: size)
-        let size = size
-        return try files.perform { (drain) throws(DiskReplicaError) in
-            var extents: [ExportExtent] = []
-            var data: Range<UInt64> = 0..<0
-            var place = range.offset
-            for block in geometry.blocks(touching: range).prefix(Int(Self.heldExtentBlocks)) {
-                let end = min(geometry.bytes(of: block..<block + 1).end, range.end)
-                var known = scratch?.isZero(block)
-                if known == nil { known = try drain.views.isZero(block, epoch, live: drain.overlays) }
-                if let isZero = known {
-                    extents.append(isZero ? .hole(end - place) : .data(end - place))
-                } else {
-                    do throws(IOError) {
-                        if data.upperBound <= place {
-                            let start = try drain.secondary.nextData(at: place) ?? size
-                            let end = start < size ? max(try drain.secondary.nextHole(at: start), start + 1) : size
-                            data = start..<end
-                        }
-                    } catch { throw .io(error) }
-                    extents.append(data.lowerBound < end ? .data(end - place) : .hole(end - place))
-                }
-                place = end
+        try files.perform { (drain) throws(DiskReplicaError) in
+            try drain.secondary.extents(of: range, diskSize: size) { (block) throws(DiskReplicaError) in
+                if let isZero = scratch?.isZero(block) { return isZero }
+                return try drain.views.isZero(block, epoch, live: drain.overlays)
             }
-            return extents
         }
     }
 }

@@ -4,9 +4,6 @@ import Units
 
 /// What was written last, whether it has reached the files or not.
 extension DiskReplica {
-    /// Blocks that ``newestExtents(_:)`` looks at in one call.
-    private static let extentBlocks = 16_384
-
     /// Reads the newest contents. The range lies inside the disk; it may start anywhere. Waits for the disk, but not for
     /// the drain: what is in no buffer is not being written.
     public func readNewest(offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(DiskReplicaError) {
@@ -35,29 +32,10 @@ extension DiskReplica {
 
     /// What the newest contents are, from the range's start on; may end before the range does.
     func newestExtents(_ range: ByteRange) throws(DiskReplicaError) -> [ExportExtent] {
-        let geometry = BlockGeometry(diskSize: size)
         let buffers = newestFirst
-        var extents: [ExportExtent] = []
-        var data: Range<UInt64> = 0..<0
-        var place = range.offset
-        for _ in 0..<Self.extentBlocks where place < range.end {
-            let block = place / UInt64(BlockGeometry.blockSize)
-            let end = min(geometry.bytes(of: block..<block + 1).end, range.end)
-            switch Self.find(block * UInt64(BlockGeometry.blockSize), in: buffers) {
-            case .data: extents.append(.data(end - place))
-            case .zero: extents.append(.hole(end - place))
-            case nil:
-                do throws(IOError) {
-                    if data.upperBound <= place {
-                        let start = try newest.nextData(at: place) ?? size
-                        data = start..<(start < size ? max(try newest.nextHole(at: start), start + 1) : size)
-                    }
-                } catch { throw .io(error) }
-                extents.append(data.lowerBound < end ? .data(end - place) : .hole(end - place))
-            }
-            place = end
+        return try newest.extents(of: range, diskSize: size) { (block) throws(DiskReplicaError) in
+            Self.isZero(block * UInt64(BlockGeometry.blockSize), in: buffers)
         }
-        return extents
     }
 
     /// Makes the newest contents of the secondary disk durable, where syncs count. That is no checkpoint: after a crash
@@ -80,14 +58,45 @@ extension DiskReplica {
         return buffers + handed.reversed()
     }
 
-    private enum Found { case data, zero }
-
-    private static func find(_ offset: UInt64, in buffers: [EpochBuffer]) -> Found? {
+    /// Whether the newest write of a block was of zeroes; nil when no buffer has it.
+    private static func isZero(_ offset: UInt64, in buffers: [EpochBuffer]) -> Bool? {
         for buffer in buffers {
             let block = offset / UInt64(buffer.geometry.unit)
-            if buffer.data(of: block) != nil { return .data }
-            if buffer.isZeroed(block) { return .zero }
+            if buffer.data(of: block) != nil { return false }
+            if buffer.isZeroed(block) { return true }
         }
         return nil
+    }
+}
+
+extension DirectFile {
+    /// Blocks that ``extents(of:diskSize:isZero:)`` looks at in one call: the drain may wait meanwhile.
+    private static let extentBlocks = 16_384
+
+    /// What is hole and what is data in a range of a disk, from its start on; may end before the range does. `isZero`
+    /// tells of blocks that something above this file, the secondary disk, knows better; nil where this file is right.
+    func extents(
+        of range: ByteRange, diskSize: UInt64, isZero: (UInt64) throws(DiskReplicaError) -> Bool?
+    ) throws(DiskReplicaError) -> [ExportExtent] {
+        let geometry = BlockGeometry(diskSize: diskSize)
+        var extents: [ExportExtent] = []
+        var data: Range<UInt64> = 0..<0
+        var place = range.offset
+        for block in geometry.blocks(touching: range).prefix(Self.extentBlocks) {
+            let end = min(geometry.bytes(of: block..<block + 1).end, range.end)
+            if let known = try isZero(block) {
+                extents.append(known ? .hole(end - place) : .data(end - place))
+            } else {
+                do throws(IOError) {
+                    if data.upperBound <= place {
+                        let start = try nextData(at: place) ?? diskSize
+                        data = start..<(start < diskSize ? max(try nextHole(at: start), start + 1) : diskSize)
+                    }
+                } catch { throw .io(error) }
+                extents.append(data.lowerBound < end ? .data(end - place) : .hole(end - place))
+            }
+            place = end
+        }
+        return extents
     }
 }
