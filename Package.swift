@@ -13,6 +13,7 @@ let argumentParser: Target.Dependency = .product(name: "ArgumentParser", package
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let nioTLS: Target.Dependency = .product(name: "NIOTLS", package: "swift-nio")
 let nioSSL: Target.Dependency = .product(name: "NIOSSL", package: "swift-nio-ssl")
 let crypto: Target.Dependency = .product(name: "Crypto", package: "swift-crypto")
 let serviceLifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
@@ -69,8 +70,8 @@ let package = Package(
             name: "Node",
             dependencies: [
                 "Units", "AsyncIO", "NBD", "QEMU", "Qcow2", "Link", "BlockReplica", "RamCache", "Checkpointer",
-                "CLinux", "CQcow", "CZlib", "CZstd", crypto, nioCore, nioPosix, nioSSL, logging, subprocess,
-                systemPackage,
+                "CLinux", "CQcow", "CZlib", "CZstd", crypto, nioCore, nioPosix, nioSSL, nioTLS, logging,
+                subprocess, systemPackage,
             ],
             swiftSettings: swiftSettings),
         .executableTarget(

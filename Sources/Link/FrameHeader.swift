@@ -6,6 +6,8 @@ public struct FrameHeader: Equatable, Sendable {
     public static let length = 40
     /// "CBLK".
     public static let magic: UInt32 = 0x4342_4C4B
+    /// What a stream of frames begins with.
+    public static let firstByte = UInt8(magic >> 24)
     /// The only version that this side speaks.
     public static let version: UInt8 = 1
 

@@ -36,6 +36,11 @@ struct Attach: AsyncParsableCommand {
     @Option(name: .long, help: "Seconds from the loss after which the secondary is not waited for any longer.")
     var resyncTimeout: Int?
 
+    @OptionGroup var tls: TLSOption
+
+    @Option(name: .long, help: "Host in the secondary's certificate, when it is not the one of --to.")
+    var tlsName: String?
+
     @Flag(name: .long, help: "Connect in clear text to an address that is not of this machine.")
     var insecure = false
 
@@ -59,6 +64,12 @@ struct Attach: AsyncParsableCommand {
         guard seed.isEmpty || store != nil else {
             throw ValidationError("--seed belongs to --store; with --to, say it to 'serve' on the secondary")
         }
+        guard to != nil || (tls.tlsCertificates == nil && tls.tlsPsk == nil) else {
+            throw ValidationError("--tls-certificates and --tls-psk belong to --to; with --store nothing is sent")
+        }
+        guard tlsName == nil || tls.tlsCertificates != nil else {
+            throw ValidationError("--tls-name belongs to --tls-certificates")
+        }
         guard (16...65536).contains(budget) else { throw ValidationError("--budget takes 16 to 65536 MiB") }
         if let resyncTimeout {
             guard (1...31_536_000).contains(resyncTimeout), onSecondaryLoss == .continue else {
@@ -71,15 +82,13 @@ struct Attach: AsyncParsableCommand {
     mutating func run() async throws {
         do {
             let address = try to.map { text throws(Address.Malformed) in try Address(parsing: text) }
-            if let address, !address.staysOnThisMachine, !insecure {
-                throw fail(
-                    "\(address) is not on this machine and the link is clear text: tunnel it (ssh, WireGuard), or say "
-                        + "--insecure in a network you trust with the guest's memory")
-            }
+            if let address { try tls.check(address, insecure: insecure) }
             var options = AttachOptions(
                 qmp: qmp, address: address, store: store, guest: guest, intervalNanoseconds: interval.nanoseconds,
                 durable: durability == .disk, budgetBytes: budget << 20, useDelta: !noDelta, force: force, pid: pid,
                 logLevel: logging.logLevel)
+            options.tls = tls.files
+            options.tlsName = tlsName
             options.seeds = seed
             options.triesAgain = onSecondaryLoss == .continue
             options.resyncTimeoutNanoseconds = resyncTimeout.map { UInt64($0) * 1_000_000_000 }

@@ -22,6 +22,47 @@ struct StoreOption: ParsableArguments {
     var store: String = "/var/lib/colo-blk"
 }
 
+/// TLS of what a verb listens on or connects to. Secrets stay in files.
+struct TLSOption: ParsableArguments {
+    @Option(name: .long, help: "Directory with ca-cert.pem and this side's certificate and key: TLS with certificates.")
+    var tlsCertificates: String?
+
+    @Option(name: .long, help: "File of lines USER:HEXKEY: TLS with shared keys.")
+    var tlsPsk: String?
+
+    func validate() throws {
+        guard tlsCertificates == nil || tlsPsk == nil else {
+            throw ValidationError("say either --tls-certificates or --tls-psk")
+        }
+    }
+
+    /// Nil: clear text. The paths are absolute: a daemon has another working directory.
+    var files: TLSFiles? {
+        if let tlsCertificates { return .certificates(directory: absolutePath(tlsCertificates)) }
+        return tlsPsk.map { .sharedKey(file: absolutePath($0)) }
+    }
+
+    /// Refuses a link in clear text to or from other hosts, unless somebody said that it may be.
+    func check(_ address: Address, insecure: Bool) throws {
+        if files != nil {
+            guard !insecure else { throw fail("--insecure is for clear text; with TLS leave it out") }
+            return
+        }
+        guard address.staysOnThisMachine || insecure else {
+            throw fail(
+                "\(address) is not of this machine, and without TLS the link is clear text: make keys with "
+                    + "'colo-blk keys create' and say --tls-certificates or --tls-psk on both hosts, or --insecure in "
+                    + "a network you trust with the guest's memory")
+        }
+    }
+}
+
+func absolutePath(_ path: String) -> String {
+    guard !path.hasPrefix("/"), let folder = getcwd(nil, 0) else { return path }
+    defer { free(folder) }
+    return "\(String(cString: folder))/\(path)"
+}
+
 struct LogOption: ParsableArguments {
     @Option(name: .long, help: "What is logged to standard error: trace, debug, info, notice, warning, error.")
     var logLevel: String = "info"

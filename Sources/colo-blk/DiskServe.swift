@@ -35,12 +35,7 @@ struct DiskServe: AsyncParsableCommand {
     @Option(name: .long, help: "Address of this machine to serve on: 127.0.0.1:PORT.")
     var listen: String?
 
-    @Option(name: .long, help: "TLS with the certificates in this directory: ca-cert, server-cert, server-key (.pem).")
-    var tlsCertificates: String?
-
-    @Option(name: .long, help: "TLS with the keys in this file: lines of user:key in hexadecimal.")
-    var tlsPsk: String?
-
+    @OptionGroup var tls: TLSOption
     @OptionGroup var logging: LogOption
 
     func validate() throws {
@@ -49,9 +44,6 @@ struct DiskServe: AsyncParsableCommand {
         }
         guard size == nil || like == nil else { throw ValidationError("--size and --like exclude each other") }
         guard (1...65536).contains(budget) else { throw ValidationError("--budget takes 1 to 65536 MiB") }
-        guard tlsCertificates == nil || tlsPsk == nil else {
-            throw ValidationError("--tls-certificates and --tls-psk exclude each other")
-        }
     }
 
     mutating func run() async throws {
@@ -64,7 +56,7 @@ struct DiskServe: AsyncParsableCommand {
             let service = try DiskService(
                 options: DiskServiceOptions(
                     store: disk.store, disk: disk.name, size: try wantedSize(), durable: durability == .disk,
-                    bufferBytes: budget << 20, address: address, tls: try tls()),
+                    bufferBytes: budget << 20, address: address, tls: try tls.files.map { try ExportTLS.required($0) }),
                 log: log)
             let services = ServiceGroup(
                 services: [UntilStopped { try await service.run() }],
@@ -84,11 +76,6 @@ struct DiskServe: AsyncParsableCommand {
             throw fail("\(like) is no regular file whose size could be taken; say --size")
         }
         return UInt64(status.st_size)
-    }
-
-    private func tls() throws -> ExportTLS? {
-        if let tlsCertificates { return try ExportTLS.required(certificates: tlsCertificates) }
-        return try tlsPsk.map { try ExportTLS.required(keyFile: $0) }
     }
 }
 

@@ -26,11 +26,7 @@ struct Export: AsyncParsableCommand {
     @Flag(name: .long, help: "Let clients write; what they write is thrown away at the end.")
     var writableScratch = false
 
-    @Option(name: .long, help: "Directory with ca-cert.pem, server-cert.pem, server-key.pem: TLS with certificates.")
-    var tlsCertificates: String?
-
-    @Option(name: .long, help: "File of lines USER:HEXKEY: TLS with pre-shared keys.")
-    var tlsPsk: String?
+    @OptionGroup var tls: TLSOption
 
     @Flag(name: .long, help: "Print JSON.")
     var json = false
@@ -39,20 +35,15 @@ struct Export: AsyncParsableCommand {
         guard (socket == nil) != (listen == nil) else {
             throw ValidationError("say either --socket PATH or --listen HOST:PORT")
         }
-        guard tlsCertificates == nil || tlsPsk == nil else {
-            throw ValidationError("say either --tls-certificates or --tls-psk")
-        }
     }
 
     mutating func run() async throws {
         do {
-            let address = try Address(parsing: listen ?? "unix:\(absolute(socket ?? ""))")
-            guard address.staysOnThisMachine || tlsCertificates != nil || tlsPsk != nil else {
+            let address = try Address(parsing: listen ?? "unix:\(absolutePath(socket ?? ""))")
+            guard address.staysOnThisMachine || tls.files != nil else {
                 throw fail("\(address) leaves this machine in clear text: say --tls-certificates or --tls-psk")
             }
-            let options = ExportOptions(
-                address: "\(address)", writable: writableScratch, certificates: tlsCertificates.map(absolute),
-                keys: tlsPsk.map(absolute))
+            let options = ExportOptions(address: "\(address)", writable: writableScratch, tls: tls.files)
             let log = logging.makeLogger("colo-blk")
             let service = ExportService(
                 access: StoreAccess(store: store.store, log: log), guest: guest, options: options, json: json)
@@ -64,13 +55,6 @@ struct Export: AsyncParsableCommand {
         } catch {
             throw fail("\(error)")
         }
-    }
-
-    /// The daemon has another working directory.
-    private func absolute(_ path: String) -> String {
-        guard !path.hasPrefix("/"), let folder = getcwd(nil, 0) else { return path }
-        defer { free(folder) }
-        return "\(String(cString: folder))/\(path)"
     }
 }
 

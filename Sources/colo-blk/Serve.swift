@@ -14,6 +14,8 @@ struct Serve: AsyncParsableCommand {
     @Option(name: .long, help: "Where primaries connect: HOST:PORT or unix:/PATH.")
     var listen: String
 
+    @OptionGroup var tls: TLSOption
+
     @Flag(name: .long, help: "Listen in clear text on an address that is not of this machine.")
     var insecure = false
 
@@ -44,11 +46,8 @@ struct Serve: AsyncParsableCommand {
     mutating func run() async throws {
         do {
             let address = try Address(parsing: listen)
-            guard address.staysOnThisMachine || insecure else {
-                throw fail(
-                    "\(address) leaves this machine and the link is clear text: tunnel it (ssh, WireGuard), listen on "
-                        + "127.0.0.1, or say --insecure in a network you trust with the guest's memory")
-            }
+            try tls.check(address, insecure: insecure)
+            let linkTLS = try tls.files.map { files throws(TLSRefused) in try LinkTLS.secondary(files) }
             let log = logging.makeLogger("colo-blk")
             let daemon = try SecondaryDaemon.open(
                 options: .init(
@@ -58,7 +57,7 @@ struct Serve: AsyncParsableCommand {
                     ramLogBytes: ramLog.map { UInt64($0) << 20 }),
                 log: log)
             let services = ServiceGroup(
-                services: [DaemonService(daemon: daemon, address: address)],
+                services: [DaemonService(daemon: daemon, address: address, tls: linkTLS)],
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: log)
             try await services.run()
         } catch let code as ExitCode {
@@ -72,10 +71,11 @@ struct Serve: AsyncParsableCommand {
 private struct DaemonService: Service {
     let daemon: SecondaryDaemon
     let address: Address
+    let tls: LinkTLS?
 
     func run() async throws {
         do {
-            try await cancelWhenGracefulShutdown { try await daemon.run(listen: address) }
+            try await cancelWhenGracefulShutdown { try await daemon.run(listen: address, tls: tls) }
         } catch is CancellationError {
             // The end that was asked for.
         }

@@ -65,7 +65,7 @@ extension BadInput {
             for verb in [
                 "", "serve", "attach", "status", "failover", "detach", "remove", "doctor", "ram info", "ram verify",
                 "image info", "image check", "image map", "image convert", "recover", "check", "disk serve",
-                "disk checkpoint", "disk status", "disk rollback", "export",
+                "disk checkpoint", "disk status", "disk rollback", "export", "keys create",
             ] {
                 let help = try FakeTool.run(verb.split(separator: " ").map(String.init) + ["--help"])
                 #expect(help.code == 0)

@@ -64,6 +64,9 @@ struct TlsTests {
         let right = folder["keys.psk"], wrong = folder["wrong.psk"]
         try "guest:\(String(repeating: "1f", count: 32))\n".write(toFile: right, atomically: true, encoding: .utf8)
         try "guest:\(String(repeating: "2e", count: 32))\n".write(toFile: wrong, atomically: true, encoding: .utf8)
+        for path in [right, wrong] {
+            try FileManager.default.setAttributes([.posixPermissions: 0o600], ofItemAtPath: path)
+        }
         let server = try DiskServer(folder, ["--size", "8M", "--listen", "127.0.0.1:0", "--tls-psk", right])
         let address = try #require(server.loggedURI).replacing(/^nbds:\/\//, with: "nbds://guest@")
         let file = try folder.makeDisk("in.raw", size: 8 << 20, seed: Tools.seed &+ 62)

@@ -49,7 +49,7 @@ extension AgentEnding {
         switch self {
         case .detach: AgentExit.detached
         case .refused: AgentExit.refused
-        case .secondaryRefused: AgentExit.secondaryRefuses
+        case .secondaryRefused, .linkRefused: AgentExit.secondaryRefuses
         case .secondaryAway: AgentExit.secondaryAway
         case .linkLost, .congested: AgentExit.secondaryLost
         case .guestGone: AgentExit.guestGone
@@ -60,6 +60,7 @@ extension AgentEnding {
     var reason: String {
         switch self {
         case .detach(let text), .refused(let text), .guestGone(let text), .failed(let text): text
+        case .linkRefused(let text): "the link is refused: \(text)"
         case .secondaryRefused(let text): "the secondary refuses: \(text)"
         case .linkLost(let text): "the secondary is lost: \(text)"
         case .congested(let text), .secondaryAway(let text): text

@@ -15,6 +15,8 @@ enum AgentEnding: Sendable, Equatable {
     case guardianGone
     /// The secondary refuses this guest, and will go on to.
     case secondaryRefused(String)
+    /// One side does not accept the other's TLS, and will not.
+    case linkRefused(String)
     /// The secondary cannot be reached, or not take the guest now.
     case secondaryAway(String)
     case linkLost(String)

@@ -63,7 +63,13 @@ final class AgentLinkHandler: ChannelInboundHandler {
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
-        fail(AgentLink.Failed(reason: "\(error)"))
+        // Before the welcome, what TLS refuses will be refused again; later it is a link that was lost.
+        if let refused = error as? TLSRefused, let promise = welcome {
+            welcome = nil
+            promise.fail(refused)
+        } else {
+            fail(AgentLink.Failed(reason: "\(error)"))
+        }
         context.close(promise: nil)
     }
 
@@ -92,7 +98,10 @@ enum AgentLink {
         let handler: NIOLoopBound<AgentLinkHandler>
     }
 
-    static func connect(to address: Address, hello: Hello, loop: any EventLoop) async throws -> Connected {
+    /// - Parameter tls: nil is clear text.
+    static func connect(
+        to address: Address, hello: Hello, tls: LinkTLS? = nil, loop: any EventLoop
+    ) async throws -> Connected {
         let promise = loop.makePromise(of: Welcome.self)
         let bootstrap = ClientBootstrap(group: loop)
             .connectTimeout(.seconds(3))
@@ -103,6 +112,7 @@ enum AgentLink {
         let initializer: @Sendable (any Channel) -> EventLoopFuture<NIOLoopBound<AgentLinkHandler>> = { channel in
             channel.eventLoop.makeCompletedFuture {
                 let handler = AgentLinkHandler(hello: hello, welcome: promise)
+                if let tls { try channel.pipeline.syncOperations.addHandlers(tls.handlers()) }
                 try channel.pipeline.syncOperations.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
                 try channel.pipeline.syncOperations.addHandler(handler)
                 return NIOLoopBound(handler, eventLoop: channel.eventLoop)

@@ -58,6 +58,8 @@ final class AgentSession: Sendable {
             } catch let refuse as Refuse {
                 let words = "the secondary refuses: \(refuse.message)"
                 end.yield(refuse.code.mayPass ? .secondaryAway(words) : .secondaryRefused(refuse.message))
+            } catch let refused as TLSRefused {
+                end.yield(.linkRefused(refused.description))
             } catch let failed as AgentLink.Failed {
                 end.yield(.secondaryAway(failed.description))
             } catch {
@@ -134,7 +136,10 @@ final class AgentSession: Sendable {
             durability: options.durable ? .disk : .memory, label: guest.label,
             disks: guest.disks.map { Hello.Disk(id: $0.id, size: $0.size) }, generation: Generation(0),
             agentVersion: ColoBlkVersion.text)
-        let connected = try await AgentLink.connect(to: address, hello: hello, loop: loop)
+        let tls = try options.tls.map { files throws(TLSRefused) in
+            try LinkTLS.primary(files, to: address, name: options.tlsName)
+        }
+        let connected = try await AgentLink.connect(to: address, hello: hello, tls: tls, loop: loop)
         let settings = AgentCore.Settings(
             generation: connected.welcome.generation, firstEpoch: connected.welcome.firstEpoch,
             intervalNanoseconds: options.intervalNanoseconds, budgetBytes: UInt64(options.budgetBytes),
@@ -221,7 +226,7 @@ final class AgentSession: Sendable {
     private func farewell(_ ending: AgentEnding) async {
         guard let (channel, generation) = link.withLock({ $0 }) else { return }
         switch ending {
-        case .linkLost, .secondaryRefused, .secondaryAway, .guardianGone: break
+        case .linkLost, .linkRefused, .secondaryRefused, .secondaryAway, .guardianGone: break
         default:
             let code: UInt16 = if case .guestGone = ending { ByeCode.guestShutdown } else { ByeCode.ended }
             var buffer = channel.allocator.buffer(capacity: 128)

@@ -27,6 +27,10 @@ public struct AttachOptions: Codable, Sendable {
     public var force: Bool
     public var pid: Int32?
     public var logLevel: String
+    /// Credentials for the link; nil is clear text.
+    public var tls: TLSFiles?
+    /// The host whose certificate the secondary must show, when that is not the address's.
+    public var tlsName: String?
     /// `DISK=FILE` for a new replica in `store`.
     public var seeds: [String] = []
     /// Whether a secondary that is lost after the first checkpoint is waited for.
@@ -91,6 +95,16 @@ public enum Attachment {
             return .refused("/proc/self/exe cannot be read, so that no agent can be started; is /proc mounted?")
         }
         var options = options
+        if let files = options.tls, let text = options.secondary {
+            // What the agent would refuse is refused before anything else is done.
+            do throws(TLSRefused) {
+                guard let address = try? Address(parsing: text) else { return .refused("'\(text)' is no address") }
+                let tls = try LinkTLS.primary(files, to: address, name: options.tlsName)
+                if let warning = tls.warning { log.warning("\(warning)") }
+            } catch {
+                return .refused("\(error)")
+            }
+        }
         let progress = Progress()
         var reconnection = Reconnection(timeout: options.resyncTimeoutNanoseconds, now: MonotonicClock.now())
         while true {

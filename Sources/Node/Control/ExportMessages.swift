@@ -6,22 +6,13 @@ public struct ExportOptions: Codable, Sendable {
     public var address: String
     /// Clients may write; what they write is thrown away at the end.
     public var writable: Bool
-    /// Directory of certificates; see ``ExportTLS``.
-    public var certificates: String?
-    /// File of pre-shared keys.
-    public var keys: String?
+    /// Credentials; nil is clear text.
+    public var tls: TLSFiles?
 
-    public init(address: String, writable: Bool = false, certificates: String? = nil, keys: String? = nil) {
+    public init(address: String, writable: Bool = false, tls: TLSFiles? = nil) {
         self.address = address
         self.writable = writable
-        self.certificates = certificates
-        self.keys = keys
-    }
-
-    func tls() throws -> ExportTLS? {
-        if let certificates { return try ExportTLS(certificates: certificates, mode: .required) }
-        if let keys { return try ExportTLS(keyFile: keys, mode: .required) }
-        return nil
+        self.tls = tls
     }
 }
 

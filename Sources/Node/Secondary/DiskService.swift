@@ -33,13 +33,8 @@ public struct DiskServiceOptions: Sendable {
 
 extension ExportTLS {
     /// Refuses clear connections; for callers that do not speak NBD themselves.
-    public static func required(certificates directory: String) throws -> ExportTLS {
-        try ExportTLS(certificates: directory, mode: .required)
-    }
-
-    /// Refuses clear connections; for callers that do not speak NBD themselves.
-    public static func required(keyFile path: String) throws -> ExportTLS {
-        try ExportTLS(keyFile: path, mode: .required)
+    public static func required(_ files: TLSFiles) throws(TLSRefused) -> ExportTLS {
+        try ExportTLS(files, mode: .required)
     }
 }
 

@@ -10,13 +10,16 @@ import Units
 struct LinkServer {
     typealias Inbound = NIOAsyncChannel<LinkFrame, ByteBuffer>
 
-    /// A primary that has said nothing sensible after so long is dropped.
-    private static let helloSeconds: Int64 = 10
     /// Bytes taken in before the primary is told so.
     private static let creditStep: UInt64 = 1 << 20
 
     let group: any EventLoopGroup
+    /// Nil: clear text.
+    let tls: LinkTLS?
     let log: Logger
+    let lobby = LinkLobby()
+    /// A peer that has not come as far as hello after so long is dropped, whatever it is at.
+    var helloTimeout = TimeAmount.seconds(10)
     /// Finds or makes the replica of a name.
     let replica: @Sendable (Hello) async throws -> GuestReplica
 
@@ -29,13 +32,13 @@ struct LinkServer {
             switch address.place {
             case .unix(let path):
                 try UnixSocketPath.clear(path)
-                server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: Self.prepare)
+                server = try await bootstrap.bind(unixDomainSocketPath: path, childChannelInitializer: prepare)
                 chmod(path, 0o600)
             case .tcp(let host, let port):
                 server =
                     try await bootstrap
                     .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
-                    .bind(host: host, port: port, childChannelInitializer: Self.prepare)
+                    .bind(host: host, port: port, childChannelInitializer: prepare)
             }
         } catch {
             throw CannotListen(description: "\(address) cannot be listened on: \(error); say another --listen address")
@@ -55,8 +58,10 @@ struct LinkServer {
     }
 
     @Sendable
-    private static func prepare(_ channel: any Channel) -> EventLoopFuture<Inbound> {
+    private func prepare(_ channel: any Channel) -> EventLoopFuture<Inbound> {
         channel.eventLoop.makeCompletedFuture {
+            try channel.pipeline.syncOperations.addHandler(LinkDoor(takesTLS: tls != nil), name: LinkDoor.name)
+            if let tls { try channel.pipeline.syncOperations.addHandlers(tls.handlers()) }
             try channel.pipeline.syncOperations.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
             return try NIOAsyncChannel(
                 wrappingChannelSynchronously: channel,
@@ -71,12 +76,8 @@ struct LinkServer {
         do {
             try await link.executeThenClose { inbound, _ in
                 var frames = inbound.makeAsyncIterator()
-                let deadline = link.channel.eventLoop.scheduleTask(in: .seconds(Self.helloSeconds)) {
-                    link.channel.close(promise: nil)
-                }
                 do {
-                    guard let hello = try await Self.hello(&frames) else { return }
-                    deadline.cancel()
+                    guard let hello = try await greeted(&frames, link.channel, peer) else { return }
                     let session = LinkSession(label: hello.label, channel: link.channel)
                     let replica = try await self.replica(hello)
                     let welcome = try await replica.open(hello, session: session)
@@ -88,9 +89,39 @@ struct LinkServer {
                     try await Task.sleep(for: .milliseconds(100))
                 }
             }
+        } catch let refused as TLSRefused {
+            log.warning("primary refused", metadata: ["peer": "\(peer)", "reason": "\(refused)"])
         } catch {
             log.warning("link dropped", metadata: ["peer": "\(peer)", "reason": "\(error)"])
         }
+    }
+
+    /// Waits for hello, for a time and in bounded company. Nil when the peer leaves without one or was dropped.
+    private func greeted(
+        _ frames: inout NIOAsyncChannelInboundStream<LinkFrame>.AsyncIterator, _ channel: any Channel, _ peer: String
+    ) async throws -> Hello? {
+        let visitor = lobby.enter(channel)
+        let deadline = channel.eventLoop.scheduleTask(in: helloTimeout) { [helloTimeout] in
+            visitor.drop("no hello has come within \(helloTimeout.nanoseconds / 1_000_000_000) s")
+        }
+        defer {
+            deadline.cancel()
+            lobby.leave(visitor)
+        }
+        let hello: Hello?
+        do {
+            hello = try await Self.hello(&frames)
+        } catch let error where !(error is Refuse) && visitor.dropped != nil {
+            hello = nil
+        }
+        if let hello {
+            try? await channel.pipeline.removeHandler(name: LinkDoor.name)
+            return hello
+        }
+        if let reason = visitor.dropped {
+            log.warning("link dropped", metadata: ["peer": "\(peer)", "reason": "\(reason)"])
+        }
+        return nil
     }
 
     /// The first word of a primary; nil when it leaves without one.
@@ -150,6 +181,9 @@ struct LinkServer {
                     session.send(Credit(consumedTotal: consumed), generation: welcome.generation)
                 }
             }
+        } catch is CancellationError {
+            // Nobody is refused: the primary waits until somebody is here again.
+            reason = "the secondary was stopped"
         } catch {
             reason = "\(error)"
             log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(reason)"])

@@ -123,7 +123,12 @@ public final class SecondaryDaemon: Sendable {
     }
 
     /// Listens for primaries and for verbs until the task is cancelled.
-    public func run(listen address: Address?, ready: @escaping @Sendable () -> Void = {}) async throws {
+    ///
+    /// - Parameter tls: of the link; nil is clear text.
+    public func run(
+        listen address: Address?, tls: LinkTLS? = nil, ready: @escaping @Sendable () -> Void = {}
+    ) async throws {
+        if let warning = tls?.warning { log.warning("\(warning)") }
         // Guests without seeds need not wait for those with.
         let planting = Task { [log] in
             do { try await plantSeeds() } catch { log.error("\(error)") }
@@ -136,12 +141,15 @@ public final class SecondaryDaemon: Sendable {
             tasks.addTask { [group] in try await control.run(group: group) }
             tasks.addTask { [self] in await watchStates() }
             if let address {
-                let server = LinkServer(group: group, log: log) { [self] hello in try replica(for: hello) }
+                let server = LinkServer(group: group, tls: tls, log: log) { [self] hello in try replica(for: hello) }
                 tasks.addTask { [log] in
                     try await server.run(address: address) { channel in
                         log.notice(
                             "listening",
-                            metadata: ["address": "\(channel.localAddress.map { "\($0)" } ?? "\(address)")"])
+                            metadata: [
+                                "address": "\(channel.localAddress.map { "\($0)" } ?? "\(address)")",
+                                "tls": tls == nil ? "no" : "required",
+                            ])
                         ready()
                     }
                 }

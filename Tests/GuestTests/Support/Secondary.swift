@@ -48,6 +48,8 @@ final class Secondary {
     let logPath: String
     private let verbs: Verbs
     private let arguments: [String]
+    /// More words for `serve`, from its next start on.
+    var options: [String] = []
     private(set) var daemon: ChildProcess?
 
     /// - Parameter qemu: the program for guests that are started here; the primary's own when nil.
@@ -65,7 +67,7 @@ final class Secondary {
     func start() throws {
         guard let binary = Settings.binary else { throw TestFailure("COLO_BLK_BIN is not set") }
         let before = listeningLines
-        let process = try ChildProcess("serve", binary, arguments, output: logPath)
+        let process = try ChildProcess("serve", binary, arguments + options, output: logPath)
         daemon = process
         try waitUntil("the secondary listens", within: 30, seen: { tail(of: self.logPath) }) {
             guard process.isRunning else { throw TestFailure("serve ended: \(tail(of: logPath))") }
@@ -91,6 +93,8 @@ final class Secondary {
         try daemon?.kill()
         daemon = nil
     }
+
+    var log: String { (try? String(contentsOfFile: logPath, encoding: .utf8)) ?? "" }
 
     // MARK: Verbs
 

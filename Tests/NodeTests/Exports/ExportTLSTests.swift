@@ -86,7 +86,8 @@ struct ExportTLSTests {
     func certificates() async throws {
         try await Self.withFolder { folder in
             let certificates = try Certificates(in: folder)
-            try await Self.run(try ExportTLS(certificates: certificates.own, mode: .required)) { fixture, device in
+            let tls = try ExportTLS(.certificates(directory: certificates.own), mode: .required)
+            try await Self.run(tls) { fixture, device in
                 var uri = fixture.server.uri(of: "")
                 #expect(uri.isEncrypted)
                 uri.certificates = certificates.own
@@ -113,7 +114,8 @@ struct ExportTLSTests {
     func qemu() async throws {
         try await Self.withFolder { folder in
             let certificates = try Certificates(in: folder)
-            try await Self.run(try ExportTLS(certificates: certificates.own, mode: .required)) { fixture, _ in
+            let tls = try ExportTLS(.certificates(directory: certificates.own), mode: .required)
+            try await Self.run(tls) { fixture, _ in
                 guard case .tcp(_, let port) = fixture.server.address.place else { return }
                 let outcome = try await Self.outcome(
                     "qemu-img",
@@ -140,7 +142,11 @@ struct ExportTLSTests {
             let key = String(repeating: "0123456789abcdef", count: 4)
             try Data("# keys\nbob:\(String(key.reversed()))\nalice:\(key)\n".utf8).write(to: URL(filePath: right))
             try Data("alice:\(String(key.reversed()))\neve:\(key)\n".utf8).write(to: URL(filePath: wrong))
-            try await Self.run(try ExportTLS(keyFile: right, mode: .required)) { fixture, _ in
+            let open = #expect(throws: TLSRefused.self) { try ExportTLS(.sharedKey(file: right), mode: .required) }
+            #expect(open?.description.contains("chmod 600") == true, "a file that others can read is used")
+            chmod(right, 0o600)
+            chmod(wrong, 0o600)
+            try await Self.run(try ExportTLS(.sharedKey(file: right), mode: .required)) { fixture, _ in
                 var uri = fixture.server.uri(of: "")
                 uri.user = "alice"
                 uri.keyFile = right
@@ -163,7 +169,7 @@ struct ExportTLSTests {
         try await Self.withFolder { folder in
             let certificates = try Certificates(in: folder)
             var configuration = ExportServer.Configuration()
-            configuration.tls = try ExportTLS(certificates: certificates.own, mode: .allow)
+            configuration.tls = try ExportTLS(.certificates(directory: certificates.own), mode: .allow)
             let device = try MemoryDevice(size: 4096)
             try await ExportFixture.run([.init(name: "", device: device)], configuration: configuration) { fixture in
                 let clear = try ExportClient(fixture.socket)
@@ -192,19 +198,19 @@ struct ExportTLSTests {
     @Test("missing or wrong files are refused with their names")
     func wrongFiles() async throws {
         try await Self.withFolder { folder in
-            let missing = #expect(throws: ExportTLS.Refused.self) {
-                try ExportTLS(certificates: folder.path, mode: .required)
+            let missing = #expect(throws: TLSRefused.self) {
+                try ExportTLS(.certificates(directory: folder.path), mode: .required)
             }
             #expect(missing?.description.contains("ca-cert.pem") == true)
             for name in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
                 try Data("no PEM".utf8).write(to: folder.appending(path: name))
             }
-            #expect(throws: ExportTLS.Refused.self) { try ExportTLS(certificates: folder.path, mode: .required) }
+            #expect(throws: TLSRefused.self) { try ExportTLS(.certificates(directory: folder.path), mode: .required) }
         }
         for text in ["", "# nobody\n", "alice\n", ":00112233445566778899aabbccddeeff", "alice:0011", "alice:zz", "a:0"]
         {
-            #expect(throws: ExportTLS.Refused.self, "\(text)") { try PreSharedKeys(text: text, path: "keys") }
+            #expect(throws: TLSRefused.self, "\(text)") { try PreSharedKeys(text: text, path: "keys") }
         }
-        #expect(throws: ExportTLS.Refused.self) { try ExportTLS(keyFile: "/nonexistent", mode: .required) }
+        #expect(throws: TLSRefused.self) { try ExportTLS(.sharedKey(file: "/nonexistent"), mode: .required) }
     }
 }

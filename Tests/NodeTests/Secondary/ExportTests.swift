@@ -168,7 +168,8 @@ struct ExportTests {
         }
         await #expect(throws: (any Error).self) {
             try await replica.export(
-                ExportOptions(address: "unix:\(place.base)/tls", certificates: "/nonexistent")
+                ExportOptions(
+                    address: "unix:\(place.base)/tls", tls: .certificates(directory: "/nonexistent"))
             ) { _ in }
         }
         #expect(await replica.status().exports == nil)
