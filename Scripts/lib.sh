@@ -23,7 +23,7 @@ install_missing() {
 
 build_packages=(libaio-dev libzstd-dev libqcow-dev zlib1g-dev pkg-config)
 interop_packages=(qemu-utils nbdkit nbdkit-plugin-python libnbd-bin python3-libnbd fio openssl)
-guest_packages=(qemu-system-x86 qemu-utils cpio gcc libc6-dev)
+guest_packages=(qemu-system-x86 qemu-utils cpio gcc libc6-dev iproute2)
 
 require_swift() {
     command -v swift >/dev/null || {

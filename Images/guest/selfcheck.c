@@ -35,6 +35,8 @@
  *   colo.ahead=0|1 [1]                  check the slots of a batch before overwriting them: shows writes of the future
  *   colo.scrub_ms=N [10]                besides random checks, check the next 16 slots in turn every N ms
  *   colo.net=0|1 [0], colo.net_port=N [9999], colo.net_ms=N [20]   UDP "SEQ <n> boot=<id>" to 10.0.2.2
+ *   colo.nets=N [1]                     the same on N cards; card i is 10.0.<2+i>.15 and sends to 10.0.<2+i>.2
+ *   colo.echo_port=N [0: none]          TCP server that sends back what it gets
  *   colo.tick_ms=N [100]
  *   colo.poweroff_after=SECONDS [never]
  *
@@ -48,6 +50,7 @@
 #include <net/if.h>
 #include <net/route.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <arpa/inet.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -518,20 +521,22 @@ static void disks_start(void) {
 
 /* ---- network ---------------------------------------------------------------------------------------------------- */
 
-static void *net_thread(void *unused) {
-    (void)unused;
-    int s = socket(AF_INET, SOCK_DGRAM, 0);
-    struct ifreq request = {.ifr_name = "eth0"};
+static in_addr_t net_address(int card, int host) { return htonl(10u << 24 | (2 + card) << 8 | host); }
+
+static void *net_thread(void *argument) {
+    int card = *(int *)argument, s = socket(AF_INET, SOCK_DGRAM, 0);
+    struct ifreq request = {0};
     struct sockaddr_in *address = (struct sockaddr_in *)&request.ifr_addr;
+    snprintf(request.ifr_name, sizeof request.ifr_name, "eth%d", card);
     for (uint64_t from = now_ms(); ioctl(s, SIOCGIFINDEX, &request);) {
         if (now_ms() - from > 10000) {
-            say("SELFCHECK no eth0");
+            say("SELFCHECK no %s", request.ifr_name);
             return NULL;
         }
         sleep_ms(10);
     }
     address->sin_family = AF_INET;
-    address->sin_addr.s_addr = inet_addr("10.0.2.15");
+    address->sin_addr.s_addr = net_address(card, 15);
     if (ioctl(s, SIOCSIFADDR, &request)) say("SELFCHECK address: %s", strerror(errno));
     address->sin_addr.s_addr = inet_addr("255.255.255.0");
     if (ioctl(s, SIOCSIFNETMASK, &request)) say("SELFCHECK mask: %s", strerror(errno));
@@ -540,7 +545,7 @@ static void *net_thread(void *unused) {
     if (ioctl(s, SIOCSIFFLAGS, &request)) say("SELFCHECK up: %s", strerror(errno));
     uint64_t port = number("colo.net_port", 9999), period = number("colo.net_ms", 20), n = 0, reported = 0;
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
-    to.sin_addr.s_addr = inet_addr("10.0.2.2");
+    to.sin_addr.s_addr = net_address(card, 2);
     for (uint64_t next = now_ms();;) {
         char text[64];
         int length = snprintf(text, sizeof text, "SEQ %llu boot=%s\n", (unsigned long long)n, boot_id);
@@ -548,7 +553,7 @@ static void *net_thread(void *unused) {
          * for an earlier datagram (nobody listening) also lands here. */
         if (sendto(s, text, length, 0, (struct sockaddr *)&to, sizeof to) == length) n++;
         uint64_t now = now_ms();
-        if (n && now - reported >= 500) {
+        if (!card && n && now - reported >= 500) {
             reported = now;
             say("NETOK %llu", (unsigned long long)(n - 1));
         }
@@ -556,6 +561,52 @@ static void *net_thread(void *unused) {
         if (next > now) sleep_ms(next - now);
         else next = now;
     }
+}
+
+static void *echo_connection(void *argument) {
+    int s = *(int *)argument, one = 1;
+    static __thread char buffer[64 << 10];
+    free(argument);
+    setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    for (ssize_t count; (count = recv(s, buffer, sizeof buffer, 0)) > 0;) {
+        for (ssize_t done = 0, sent; done < count; done += sent)
+            if ((sent = send(s, buffer + done, count - done, MSG_NOSIGNAL)) <= 0) goto out;
+    }
+out:
+    close(s);
+    return NULL;
+}
+
+static void *echo_thread(void *argument) {
+    int s = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(*(int *)argument)};
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(s, (struct sockaddr *)&address, sizeof address) || listen(s, 16)) {
+        say("SELFCHECK echo: %s", strerror(errno));
+        return NULL;
+    }
+    for (;;) {
+        int *connection = malloc(sizeof *connection);
+        if (!connection) return NULL;
+        if ((*connection = accept(s, NULL, NULL)) >= 0) {
+            start(echo_connection, connection);
+        } else {
+            free(connection);
+            sleep_ms(10);
+        }
+    }
+}
+
+static void net_start(void) {
+    static int cards[8], port;
+    int count = number("colo.nets", 1);
+    if (!number("colo.net", 0)) return;
+    for (int i = 0; i < count && i < 8; i++) {
+        cards[i] = i;
+        start(net_thread, cards + i);
+    }
+    port = number("colo.echo_port", 0);
+    if (port) start(echo_thread, &port);
 }
 
 /* ---- load without checks ---------------------------------------------------------------------------------------
@@ -718,7 +769,7 @@ int main(void) {
     start(ram_thread, NULL);
     disks_start();
     load_start();
-    if (number("colo.net", 0)) start(net_thread, NULL);
+    net_start();
     uint64_t life = number("colo.poweroff_after", 0);
     if (life) {
         sleep_ms(life * 1000);

@@ -30,7 +30,25 @@ struct Attach: AsyncParsableCommand {
     var budget: Int = 256
 
     @Option(
-        name: .long, help: "When the secondary is lost: continue (wait for it and resync), or detach (exit code 2).")
+        name: .long,
+        help: """
+            Let the guest's packets out only when their checkpoint is committed: 'all', or ids of -netdev, such as \
+            net0,net1.
+            """)
+    var holdNetwork: String?
+
+    @Option(name: .long, help: "With --hold-network: how long packets shall be held at most, in the median.")
+    var holdTarget = Interval(nanoseconds: 50_000_000)
+
+    @Option(name: .long, help: "Share of the guest's time that checkpoints may make it stand still, 0.01 to 1.")
+    var maxPauseShare: Double = 0.25
+
+    @Option(
+        name: .long,
+        help: """
+            When the secondary is lost: continue (wait for it and resync), detach (exit code 2), or, with \
+            --hold-network, hold (as continue, with the network closed until a checkpoint is committed again).
+            """)
     var onSecondaryLoss: LossChoice = .continue
 
     @Option(name: .long, help: "Seconds from the loss after which the secondary is not waited for any longer.")
@@ -77,6 +95,20 @@ struct Attach: AsyncParsableCommand {
             }
         }
         guard interval.nanoseconds >= 10_000_000 else { throw ValidationError("--interval must be at least 10ms") }
+        guard (0.01...1).contains(maxPauseShare) else { throw ValidationError("--max-pause-share takes 0.01 to 1") }
+        guard holdNetwork != nil || onSecondaryLoss != .hold else {
+            throw ValidationError("--on-secondary-loss hold closes a network that is held: say --hold-network, too")
+        }
+        if holdNetwork != nil, heldNetworks == nil {
+            throw ValidationError("--hold-network takes 'all' or ids of -netdev with commas between them")
+        }
+    }
+
+    private var heldNetworks: HeldNetworks? {
+        guard let holdNetwork else { return nil }
+        if holdNetwork == "all" { return .all }
+        let names = holdNetwork.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
+        return names.contains("") || Set(names).count < names.count ? nil : .named(names)
     }
 
     mutating func run() async throws {
@@ -90,7 +122,11 @@ struct Attach: AsyncParsableCommand {
             options.tls = tls.files
             options.tlsName = tlsName
             options.seeds = seed
-            options.triesAgain = onSecondaryLoss == .continue
+            options.triesAgain = onSecondaryLoss != .detach
+            options.closesNetworkOnLoss = onSecondaryLoss == .hold
+            options.holdNetwork = heldNetworks
+            options.holdTargetNanoseconds = holdTarget.nanoseconds
+            options.pauseShareMax = maxPauseShare
             options.resyncTimeoutNanoseconds = resyncTimeout.map { UInt64($0) * 1_000_000_000 }
             let outcome = try await Attachment.run(options, log: logging.makeLogger("colo-blk"))
             switch outcome {
@@ -112,7 +148,7 @@ struct Attach: AsyncParsableCommand {
 }
 
 enum LossChoice: String, ExpressibleByArgument, CaseIterable {
-    case `continue`, detach
+    case `continue`, detach, hold
 }
 
 enum DurabilityChoice: String, ExpressibleByArgument, CaseIterable {

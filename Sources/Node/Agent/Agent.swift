@@ -53,13 +53,16 @@ extension AgentEnding {
         case .secondaryAway: AgentExit.secondaryAway
         case .linkLost, .congested: AgentExit.secondaryLost
         case .guestGone: AgentExit.guestGone
+        case .fenced: AgentExit.fenced
         case .guardianGone, .mirrorLost, .migrationEnded, .failed: AgentExit.protectionEnded
         }
     }
 
     var reason: String {
         switch self {
-        case .detach(let text), .refused(let text), .guestGone(let text), .failed(let text): text
+        case .detach(let text), .refused(let text), .guestGone(let text), .fenced(let text),
+            .failed(let text):
+            text
         case .linkRefused(let text): "the link is refused: \(text)"
         case .secondaryRefused(let text): "the secondary refuses: \(text)"
         case .linkLost(let text): "the secondary is lost: \(text)"

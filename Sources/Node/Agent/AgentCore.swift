@@ -24,21 +24,9 @@ enum AgentEnding: Sendable, Equatable {
     case mirrorLost(String)
     case migrationEnded(String)
     case guestGone(String)
+    /// The replica became the guest.
+    case fenced(String)
     case failed(String)
-}
-
-/// What the agent tells about itself, for the progress line.
-struct AgentFigures: Sendable {
-    var committed = Epoch.none
-    var uncommitted = 0
-    /// Nanoseconds from our reply to QEMU, which stops the guest, to our last acknowledgement, which lets it run.
-    var lastPauseNanoseconds: UInt64 = 0
-    var lastDirtyPages = 0
-    /// Bytes of the last sealed epoch on the link, all kinds of frames.
-    var lastEpochBytes: UInt64 = 0
-    /// Bytes sent or waiting that the secondary has not yet taken in.
-    var outstandingBytes: UInt64 = 0
-    var lastCommitLagNanoseconds: UInt64 = 0
 }
 
 /// The agent's half of the engine between three sockets: QEMU's NBD client, QEMU's migration stream and the link.
@@ -52,6 +40,10 @@ final class AgentCore {
         var intervalNanoseconds: UInt64
         var budgetBytes: UInt64
         var useDelta: Bool
+        /// What a packet shall be held at most, in the median.
+        var holdTargetNanoseconds: UInt64 = 50_000_000
+        /// The share of the guest's time that pauses may take.
+        var pauseShareMax = 1.0
         /// Sizes of the disks in bytes, in the order of hello.
         var diskSizes: [UInt64]
     }
@@ -120,7 +112,9 @@ final class AgentCore {
     var repairPages: [UInt8]?
     /// The stream's configuration section, sent on with the layout.
     var configurationBytes: [UInt8] = []
-    private var policy: EpochPolicy
+    var policy: EpochPolicy
+    /// The guest's packets; nil when its network is not held.
+    var network: HeldNetwork?
     private var timer: Scheduled<Void>?
     private var heartbeat: RepeatedTask?
     private var heartbeatCounter: UInt64 = 0
@@ -159,7 +153,9 @@ final class AgentCore {
             KnownBlocks(diskSize: size, digestLimit: Self.digestsMax / settings.diskSizes.count)
         }
         encoder = RamEncoder(generation: settings.generation, useDelta: settings.useDelta)
-        policy = EpochPolicy(interval: settings.intervalNanoseconds, now: MonotonicClock.now())
+        policy = EpochPolicy(
+            interval: settings.intervalNanoseconds, holdTarget: settings.holdTargetNanoseconds,
+            pauseShareMax: settings.pauseShareMax, now: MonotonicClock.now())
     }
 
     /// The epoch whose RAM and device state are coming in.
@@ -303,6 +299,8 @@ final class AgentCore {
             onCommit(MonotonicClock.now())
             figures.uncommitted = sealedAt.count
             figures.lastCommitLagNanoseconds = MonotonicClock.now().nanoseconds(since: began)
+            policy.committed(now: MonotonicClock.now())
+            network?.committed(epoch)
             proceed()
         case .credit:
             let credit = try frame.withPayload { bytes in try Credit.decode(bytes) }
@@ -326,7 +324,7 @@ final class AgentCore {
             let bye = try frame.withPayload { bytes in try Bye.decode(bytes) }
             let words = "the secondary ended the session: \(bye.reason)"
             // An operator there may end the protection; a replica that became the guest takes it away.
-            end(bye.code == ByeCode.fenced ? .failed(words) : .detach(words))
+            end(bye.code == ByeCode.fenced ? .fenced(words) : .detach(words))
         case .loaded, .replied, .echoed, .readWelcome, .digests:
             break
         }
@@ -347,6 +345,7 @@ final class AgentCore {
         if silentBeats > Self.silentBeatsMax {
             return end(.linkLost("the secondary has been silent for a second"))
         }
+        if let words = network?.overdue { return end(.congested(words)) }
         closeIdleReaders()
         heartbeatCounter += 1
         let now = MonotonicClock.now()
@@ -364,6 +363,7 @@ final class AgentCore {
         timer?.cancel()
         heartbeat?.cancel()
         checking.readers?.forEach { $0.close() }
+        network?.end(reason)
         onEnd(reason)
     }
 
@@ -387,14 +387,17 @@ final class AgentCore {
         }
     }
 
-    private func schedule() {
+    func schedule() {
         timer?.cancel()
         timer = nil
         guard running, ending == nil, !checkpointRunning, machine.mayCheckpoint else { return }
-        let decision = policy.next(
-            now: MonotonicClock.now(), checkpointRunning: checkpointRunning, uncommitted: machine.uncommittedSealed,
-            outstandingBytes: outstandingBytes, budget: settings.budgetBytes)
-        switch decision {
+        var situation = EpochPolicy.Situation()
+        situation.uncommitted = machine.uncommittedSealed
+        situation.outstandingBytes = outstandingBytes
+        situation.budget = settings.budgetBytes
+        situation.oldestHeld = network?.oldestOfOpenEpoch
+        situation.isHoldFilling = network?.isFilling ?? false
+        switch policy.next(now: MonotonicClock.now(), situation) {
         case .triggerNow:
             checkpointRunning = true
             awaitsRequest = true
@@ -441,6 +444,7 @@ final class AgentCore {
     /// The guest stands still and its disks are drained: what they write from now on belongs to the next epoch.
     func boundary() {
         isAcknowledgedAhead = false
+        network?.boundary()
         // Done long ago, outside of the guest's pause, unless there was a disk and no initial copy.
         while !settle(ranges: 1024) {}
         guard let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendBoundary() }) else { return }
@@ -505,7 +509,9 @@ final class AgentCore {
 
     func pauseEnded() {
         guard let began = pauseBegan else { return }
-        figures.lastPauseNanoseconds = MonotonicClock.now().nanoseconds(since: began)
+        let now = MonotonicClock.now()
+        figures.lastPauseNanoseconds = now.nanoseconds(since: began)
+        policy.paused(nanoseconds: figures.lastPauseNanoseconds, now: now)
         pauseBegan = nil
     }
 }

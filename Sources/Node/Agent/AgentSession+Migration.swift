@@ -1,3 +1,4 @@
+import Checkpointer
 import NIOCore
 import NIOPosix
 import QEMU
@@ -61,7 +62,7 @@ extension AgentSession {
     func showProgress(_ core: NIOLoopBound<AgentCore>, _ guest: ProtectedGuest) async {
         var saidFirst = false
         while !Task.isCancelled {
-            guard let figures = try? await loop.submit({ core.value.figures }).get() else { return }
+            guard let figures = try? await loop.submit({ core.value.currentFigures }).get() else { return }
             if figures.committed != .none, !saidFirst {
                 saidFirst = true
                 let sent = try? await loop.submit { core.value.sentTotal }.get()
@@ -82,5 +83,14 @@ enum ProgressLine {
             + "  sent \(ByteText.text(figures.lastEpochBytes))"
             + "  lag \(Fixed.text(Double(figures.lastCommitLagNanoseconds) / 1e6, 1)) ms"
             + (figures.uncommitted > 1 ? "  \(figures.uncommitted) uncommitted" : "")
+            + (figures.pauseShare.map { "  paused \(Fixed.text($0 * 100, 1)) %" } ?? "")
+            + (figures.network.map(held) ?? "")
+    }
+
+    private static func held(_ network: NetworkFigures) -> String {
+        func ms(_ nanoseconds: UInt64) -> String { Fixed.text(Double(nanoseconds) / 1e6, 1) }
+        let times = network.times.map { " for \(ms($0.median)) ms, p95 \(ms($0.p95)), max \(ms($0.longest))" }
+        return "  held \(network.packets) packets (\(ByteText.text(network.bytes)))\(times ?? "")"
+            + (network.dropped > 0 ? ", \(network.dropped) dropped" : "")
     }
 }

@@ -23,6 +23,8 @@ final class AgentSession: Sendable {
     private let endings: AsyncStream<AgentEnding>
     /// Where QEMU's sockets are, to be removed at the end.
     private let sockets = Mutex<SocketDirectory?>(nil)
+    /// The session whose network is held, for what it lets out at the end.
+    let held = Mutex<NIOLoopBound<AgentCore>?>(nil)
     /// The link, for the farewell.
     private let link = Mutex<(channel: any Channel, generation: Generation)?>(nil)
     let end: AsyncStream<AgentEnding>.Continuation
@@ -74,6 +76,7 @@ final class AgentSession: Sendable {
         orders.cancel()
         setup.cancel()
         progress.finish()
+        await settleNetwork()
         await farewell(ending)
         sockets.withLock { $0 }?.remove()
         return ending
@@ -94,6 +97,7 @@ final class AgentSession: Sendable {
         watchEvents(core)
         try await compareDisks(guest, core)
         try await mirrorDisks(guest, core, directory)
+        try await holdNetwork(guest, core, directory)
         try await startMigration(core, directory)
         await showProgress(core, guest)
     }
@@ -143,7 +147,8 @@ final class AgentSession: Sendable {
         let settings = AgentCore.Settings(
             generation: connected.welcome.generation, firstEpoch: connected.welcome.firstEpoch,
             intervalNanoseconds: options.intervalNanoseconds, budgetBytes: UInt64(options.budgetBytes),
-            useDelta: options.useDelta, diskSizes: guest.disks.map(\.size))
+            useDelta: options.useDelta, holdTargetNanoseconds: options.holdTargetNanoseconds,
+            pauseShareMax: options.pauseShareMax, diskSizes: guest.disks.map(\.size))
         progress.say(
             "secondary \(address): replica '\(guest.name)', generation \(settings.generation), "
                 + (connected.welcome.lastCommitted == .none

@@ -35,6 +35,14 @@ public struct AttachOptions: Codable, Sendable {
     public var seeds: [String] = []
     /// Whether a secondary that is lost after the first checkpoint is waited for.
     public var triesAgain = false
+    /// Networks whose packets wait for their checkpoint; nil for none.
+    public var holdNetwork: HeldNetworks?
+    /// What a packet shall be held at most, in the median.
+    public var holdTargetNanoseconds: UInt64 = 50_000_000
+    /// The share of the guest's time that pauses may take, above 0 and at most 1.
+    public var pauseShareMax = 0.25
+    /// Whether the networks stay closed while a secondary is away that was lost.
+    public var closesNetworkOnLoss = false
     /// Nanoseconds from the loss after which it is not waited for any longer; nil for ever.
     public var resyncTimeoutNanoseconds: UInt64?
     /// For the agent: the last commit before the outage, as nanoseconds of the monotonic clock.
@@ -56,6 +64,13 @@ public struct AttachOptions: Codable, Sendable {
         self.pid = pid
         self.logLevel = logLevel
     }
+}
+
+/// Which networks of the guest are held.
+public enum HeldNetworks: Codable, Sendable, Equatable {
+    case all
+    /// By the ids of their `-netdev`.
+    case named([String])
 }
 
 /// How an attachment ended. The guest runs in every case but ``guestGone(_:)``.
@@ -82,6 +97,11 @@ enum AgentExit {
     static let secondaryAway: Int32 = 5
     /// The secondary will not take the guest.
     static let secondaryRefuses: Int32 = 6
+    /// The replica became the guest.
+    static let fenced: Int32 = 7
+    /// After which a network that is held, or was found closed, stays closed under the policy `hold`. A refusal is among
+    /// them for attempts within an outage.
+    static let lossCodes: Set<Int32> = [refused, secondaryLost, secondaryAway, secondaryRefuses, fenced]
 }
 
 /// The guardian's side of `colo-blk attach`.
@@ -125,7 +145,18 @@ public enum Attachment {
                 // Only a replica that does not exist yet is seeded.
                 options.seeds = []
                 progress.say("degraded: \(words(outcome)); last commit \(Progress.age(of: last)) ago; trying again")
+                if options.holdNetwork != nil {
+                    progress.say(
+                        options.closesNetworkOnLoss
+                            ? "network: CLOSED until a checkpoint is committed again"
+                            : "network: OPEN and UNPROTECTED: what leaves now is lost in a failover")
+                }
                 if let signal = try await wait(until: next, last, progress) {
+                    if let problem = await openNetwork(options, log) {
+                        return .protectionEnded(
+                            "detached (\(signal)) while the secondary was away, but the guest's network is still closed: "
+                                + problem)
+                    }
                     return .detached("detached (\(signal)) while the secondary was away; the guest is as it was found")
                 }
                 reconnection.attemptBegins(now: MonotonicClock.now())
@@ -147,10 +178,23 @@ public enum Attachment {
             qmpPath: options.qmp, agentExecutable: program, agentArguments: ["agent", encoded])
         configuration.guestPID = options.pid
         configuration.claimsGuest = true
+        configuration.closesNetworkOnLoss = options.closesNetworkOnLoss
         let loop = MultiThreadedEventLoopGroup.singleton.next()
         let guardian = Guardian(configuration: configuration, eventLoop: loop, log: log)
         let outcome = await guardian.run()
         return (outcome, guardian.lastCommit)
+    }
+
+    /// Opens networks that an outage keeps closed. Returns what stood in the way.
+    private static func openNetwork(_ options: AttachOptions, _ log: Logger) async -> String? {
+        guard options.closesNetworkOnLoss else { return nil }
+        do {
+            _ = try await GuestRecovery.run(qmp: options.qmp, log: log)
+            return nil
+        } catch {
+            // A guest that is gone has no network.
+            return UnixSocketPath.isListening(options.qmp) ? "\(error)" : nil
+        }
     }
 
     /// What an outcome means for another attempt.
@@ -203,11 +247,12 @@ public enum Attachment {
             return .detached("detached (\(reason)): \(report)")
         case .agentFailed(let reason, AgentExit.refused, _), .agentFailed(let reason, AgentExit.secondaryAway, _),
             .agentFailed(let reason, AgentExit.secondaryRefuses, _):
-            return isRetry ? .protectionEnded("protection ended: \(reason)") : .refused(reason)
+            let words = reason + closed(outcome, options)
+            return isRetry ? .protectionEnded("protection ended: \(words)") : .refused(words)
         case .agentFailed(let reason, AgentExit.guestGone, _):
             return .guestGone(reason)
         case .agentFailed(let reason, _, let report):
-            return .protectionEnded("protection ended: \(reason); \(report)")
+            return .protectionEnded("protection ended: \(reason); \(report)" + closed(outcome, options))
         case .guestGone(let reason):
             return .guestGone(
                 "the guest's QEMU has ended (\(reason)); to go on from the last checkpoint: "
@@ -218,6 +263,13 @@ public enum Attachment {
                 "the guest's QEMU has ended while the secondary was away (\(reason)); to go on from the last "
                     + "checkpoint: " + failoverHint(options))
         }
+    }
+
+    /// What to know of a network that stays closed.
+    private static func closed(_ outcome: GuardianOutcome, _ options: AttachOptions) -> String {
+        guard case .agentFailed(_, _, let report) = outcome, report.networkClosed else { return "" }
+        return "; the guest's network stays CLOSED: fence this guest, or open it with "
+            + "'colo-blk detach --recover --qmp \(options.qmp)'"
     }
 
     private static func failoverHint(_ options: AttachOptions) -> String {

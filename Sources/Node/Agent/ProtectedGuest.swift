@@ -19,6 +19,8 @@ struct ProtectedGuest: Sendable {
     /// This host and process, for the secondary's messages.
     let label: String
     let disks: [Disk]
+    /// Networks whose packets are held, by the ids of their `-netdev`.
+    let heldNetworks: [String]
     let identityJSON: [UInt8]
 
     static func take(relay: AgentRelay, options: AttachOptions, log: Logger) async throws -> ProtectedGuest {
@@ -33,7 +35,9 @@ struct ProtectedGuest: Sendable {
                     + "needed to start the guest elsewhere: say its process id with --pid")
         }
         let answers = try await GuestAnswers.survey(relay)
-        try examine(answers, process, relay: relay, force: options.force, log: log)
+        let heldNetworks = try networks(answers, options.holdNetwork)
+        try examine(
+            answers, process, relay: relay, force: options.force, heldNetworks: Set(heldNetworks), log: log)
         let identity = try GuestIdentity.capture(
             answers, arguments: process.arguments, executable: process.executable,
             workingDirectory: process.workingDirectory)
@@ -55,16 +59,37 @@ struct ProtectedGuest: Sendable {
             disks: identity.disks.map { disk in
                 Disk(id: disk.id, node: disk.node, size: disk.size, discards: disk.discard)
             },
-            identityJSON: try identity.encoded())
+            heldNetworks: heldNetworks, identityJSON: try identity.encoded())
+    }
+
+    private static func networks(_ answers: GuestAnswers, _ wanted: HeldNetworks?) throws -> [String] {
+        switch wanted {
+        case nil: return []
+        case .all:
+            guard !answers.networks.isEmpty else {
+                throw AgentSession.Refused(
+                    description: "the guest has no network card with a -netdev whose packets could be held: leave out "
+                        + "--hold-network")
+            }
+            return answers.networks
+        case .named(let names):
+            for name in names where !answers.networks.contains(name) {
+                throw AgentSession.Refused(
+                    description: "the guest has no network card on a -netdev '\(name)'; it has "
+                        + (answers.networks.isEmpty ? "none" : answers.networks.joined(separator: ", ")))
+            }
+            return names
+        }
     }
 
     /// Refuses what the doctor calls a blocker, and logs what else it found.
     private static func examine(
-        _ answers: GuestAnswers, _ process: GuestProcess, relay: AgentRelay, force: Bool, log: Logger
+        _ answers: GuestAnswers, _ process: GuestProcess, relay: AgentRelay, force: Bool,
+        heldNetworks: Set<String>, log: Logger
     ) throws {
         let report = DoctorReport.examine(
             answers, arguments: process.arguments, outOfBand: relay.hello.outOfBand,
-            overrides: DoctorReport.Overrides(tcgDirtyLoss: force))
+            overrides: DoctorReport.Overrides(tcgDirtyLoss: force, heldNetworks: heldNetworks))
         for finding in report.findings where finding.severity == .warning { log.warning("\(finding)") }
         let blockers = report.findings.filter { $0.severity == .blocker }
         guard !blockers.isEmpty else { return }

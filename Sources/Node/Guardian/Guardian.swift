@@ -33,6 +33,8 @@ public final class Guardian: Sendable {
         public var handlesSignals = true
         /// Whether a guest that another guardian holds, through another monitor, is refused.
         public var claimsGuest = false
+        /// Whether the guest's network stays closed when the secondary is lost (``AgentExit``).
+        public var closesNetworkOnLoss = false
 
         public init(qmpPath: String, agentExecutable: String, agentArguments: [String]) {
             self.qmpPath = qmpPath
@@ -66,6 +68,8 @@ public final class Guardian: Sendable {
     private let incidents: AsyncStream<Incident>
     private let incident: AsyncStream<Incident>.Continuation
     private let commitSaid = Mutex<Moment?>(nil)
+    /// Whether a network of the guest was closed when the guardianship began.
+    private let foundClosed = Mutex(false)
 
     /// When the agent's last checkpoint was committed, as it said when it left; nil when it did not, or there was none.
     public var lastCommit: Moment? { commitSaid.withLock { $0 } }
@@ -103,7 +107,13 @@ public final class Guardian: Sendable {
             let claim = try claim(client)
             defer { withExtendedLifetime(claim) {} }
             if configuration.claimsGuest {
-                try await GuestRestoration.removeRemains(ofDeadAttachIn: client, log: log)
+                let closes = configuration.closesNetworkOnLoss
+                try await GuestRestoration.removeRemains(
+                    ofDeadAttachIn: client, keepsNetworkClosed: closes, log: log)
+                if closes {
+                    let isClosed = try await !NetworkGate.all(in: client).isEmpty
+                    foundClosed.withLock { $0 = isClosed }
+                }
             }
             let saved = try await SavedGuestState.capture(client)
             return try await attend(client, saved)
@@ -211,7 +221,8 @@ public final class Guardian: Sendable {
             return .guestGone(reason: "QEMU closed the monitor")
         }
         log.notice("restoring the guest", metadata: ["reason": "\(cause.reason)"])
-        let restoration = GuestRestoration(qmp: client, outOfBand: client.outOfBand, saved: saved, log: log)
+        var restoration = GuestRestoration(qmp: client, outOfBand: client.outOfBand, saved: saved, log: log)
+        restoration.keepsNetworkClosed = keepsNetworkClosed(cause)
         let report = await restoration.run(nbdNodes: nodes)
         let ending = await agent.wait()
         grace.cancel()
@@ -219,6 +230,13 @@ public final class Guardian: Sendable {
         if report.guestGone { return .guestGone(reason: "QEMU closed the monitor while the guest was restored") }
         if cause.wished { return .detached(reason: cause.reason, report) }
         return .agentFailed(reason: explain(cause, ending), exitCode: cause.exitCode ?? status(ending), report)
+    }
+
+    /// Only the loss of a secondary closes a network, or keeps closed what was found so. A wish opens it, and so does a
+    /// failure of our own: that we die must not take the guest off the network for good.
+    private func keepsNetworkClosed(_ cause: Cause) -> Bool {
+        guard configuration.closesNetworkOnLoss, !cause.wished, let code = cause.exitCode else { return false }
+        return AgentExit.lossCodes.contains(code) && (lastCommit != nil || foundClosed.withLock { $0 })
     }
 
     private func explain(_ cause: Cause, _ ending: AgentProcess.Ending?) -> String {

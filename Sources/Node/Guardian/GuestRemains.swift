@@ -6,7 +6,8 @@ extension GuestRestoration {
     ///
     /// A guest in COLO counts only with the checkpoint delay that no one but us sets: somebody may run a COLO pair of
     /// QEMU's own, or migrate the guest, and that is not ours to end.
-    static func findRemains(_ qmp: some QMPExecutor) async -> [String] {
+    /// - Parameter gates: whether filters that keep a network closed count.
+    static func findRemains(_ qmp: some QMPExecutor, gates: Bool = true) async -> [String] {
         var remains: [String] = []
         func ask(_ command: String, _ arguments: JSONValue? = nil) async -> JSONValue {
             // A QEMU that does not know the question has no answer of ours.
@@ -14,7 +15,8 @@ extension GuestRestoration {
         }
         func look(_ answer: JSONValue, _ key: String, _ what: String) {
             for entry in answer.arrayValue ?? [] {
-                if let name = entry[key]?.stringValue, GuestNames.isOurs(name) { remains.append("\(what) \(name)") }
+                guard let name = entry[key]?.stringValue, GuestNames.isOurs(name) else { continue }
+                if gates || !GuestNames.isGate(name) { remains.append("\(what) \(name)") }
             }
         }
         look(await ask("query-block-jobs"), "device", "block job")
@@ -35,13 +37,16 @@ extension GuestRestoration {
     /// Puts a guest back that an attach left as it was when it died together with its guardian. A guest without marks
     /// of ours is not touched. To be called by the holder of the guest's ``GuestClaim`` only: a living attach leaves the
     /// same marks.
-    static func removeRemains(ofDeadAttachIn client: QMPClient, log: Logger) async throws(QMPError) {
-        let remains = await findRemains(client)
+    /// - Parameter keepsNetworkClosed: whether networks that are closed, or held by an agent that is gone, stay so.
+    static func removeRemains(
+        ofDeadAttachIn client: QMPClient, keepsNetworkClosed: Bool = false, log: Logger
+    ) async throws(QMPError) {
+        let remains = await findRemains(client, gates: !keepsNetworkClosed)
         guard !remains.isEmpty else { return }
         log.notice(
             "an attach died and left something in the guest; cleaning up",
             metadata: ["left": "\(remains.joined(separator: ", "))"])
-        let report = await removeRemains(client, log: log)
+        let report = await removeRemains(client, keepsNetworkClosed: keepsNetworkClosed, log: log)
         try await resetParameters(client)
         log.notice("the guest was restored", metadata: ["report": "\(report)"])
     }

@@ -17,6 +17,8 @@ public struct GuestRestoration: Sendable {
         public var clean = true
         /// How many things of ours (jobs, nodes, filters, character devices) were removed.
         public var removed = 0
+        /// A network of the guest was closed on purpose: nothing leaves it.
+        public var networkClosed = false
         /// The monitor's connection ended: there is no guest any more.
         public var guestGone = false
         /// What went wrong, in words; at most 32.
@@ -27,6 +29,7 @@ public struct GuestRestoration: Sendable {
         public var description: String {
             let running = timeToRunning.map { "the guest runs, seen after \($0)" } ?? "the guest was not seen running"
             return running + (clean ? ", nothing of ours is left" : ", something of ours may be left")
+                + (networkClosed ? ", but for filters that keep its network CLOSED" : "")
                 + (problems.isEmpty ? "" : ": " + problems.joined(separator: "; "))
         }
     }
@@ -40,6 +43,9 @@ public struct GuestRestoration: Sendable {
     private let outOfBand: Bool
     private let saved: SavedGuestState?
     private let log: Logger
+    /// Whether networks that are held stay closed: then no packet leaves until a later attach opens them, or somebody
+    /// has them opened. Set for the loss of a secondary under the policy `hold`.
+    public var keepsNetworkClosed = false
     private let clock = ContinuousClock()
 
     /// - Parameters:
@@ -54,8 +60,11 @@ public struct GuestRestoration: Sendable {
     }
 
     /// Removes what an attach that died together with its guardian left in the guest.
-    public static func removeRemains(_ client: QMPClient, log: Logger) async -> Report {
-        let restoration = GuestRestoration(qmp: client, outOfBand: client.outOfBand, saved: nil, log: log)
+    public static func removeRemains(
+        _ client: QMPClient, keepsNetworkClosed: Bool = false, log: Logger
+    ) async -> Report {
+        var restoration = GuestRestoration(qmp: client, outOfBand: client.outOfBand, saved: nil, log: log)
+        restoration.keepsNetworkClosed = keepsNetworkClosed
         return await restoration.run(nbdNodes: [])
     }
 
@@ -65,7 +74,8 @@ public struct GuestRestoration: Sendable {
         let start = clock.now
         var report = Report()
         await yank(nbdNodes)
-        await removeFilters(&report)
+        // A network that stays closed is closed already: the agent lets nothing pass, or is gone.
+        if !keepsNetworkClosed { await removeFilters(&report) }
         // A look that failed now is repeated below.
         report.clean = true
         var deadline = start + Self.budget
@@ -121,19 +131,57 @@ public struct GuestRestoration: Sendable {
         }
     }
 
-    /// A filter whose character device is gone drops every packet: filters go before anything that takes time.
+    /// A filter whose character device is gone drops every packet: filters go before anything that takes time. Where
+    /// the network is to stay closed a gate is put in first, so that there is no moment in which packets pass.
     private func removeFilters(_ report: inout Report) async {
         guard let objects = await attempt("qom-list", ["path": "/objects"], &report)?.arrayValue else {
             report.clean = false
             return
         }
+        var closed: Set<String> = []
+        if keepsNetworkClosed {
+            guard let stays = await closeNetworks(&report) else { return }
+            closed = stays
+        }
         for entry in objects {
-            guard let name = entry["name"]?.stringValue, GuestNames.isOurs(name) else { continue }
+            guard let name = entry["name"]?.stringValue, GuestNames.isOurs(name), !closed.contains(name) else {
+                continue
+            }
             if await attempt("object-del", ["id": .string(name)], &report) != nil {
                 report.removed += 1
             } else {
                 report.clean = false
             }
+        }
+    }
+
+    /// Puts a gate beside each of our filters that has none. Returns what must stay: gates, and filters without one, which
+    /// let nothing pass either once their agent is gone. Nil: everything must stay.
+    private func closeNetworks(_ report: inout Report) async -> Set<String>? {
+        do {
+            let filters = try await NetworkGate.filters(in: qmp, timeout: stepTimeout)
+            var gates = filters.filter { GuestNames.isGate($0.name) }
+            var stays = Set(gates.map(\.name))
+            for filter in filters where !GuestNames.isGate(filter.name) {
+                guard !gates.contains(where: { $0.netdev == filter.netdev }) else { continue }
+                let index = (0...).first { index in !gates.contains { $0.name == GuestNames.netGate(index) } } ?? 0
+                do {
+                    try await NetworkGate.add(index, filter.netdev, qmp, timeout: stepTimeout)
+                    gates.append(NetworkGate(name: GuestNames.netGate(index), netdev: filter.netdev))
+                    stays.insert(GuestNames.netGate(index))
+                } catch {
+                    report.problems.append("no gate for network '\(filter.netdev)': \(error)")
+                    report.clean = false
+                    stays.insert(filter.name)
+                }
+            }
+            report.networkClosed = !stays.isEmpty
+            return stays
+        } catch {
+            report.problems.append("\(error)")
+            report.clean = false
+            report.networkClosed = true
+            return nil
         }
     }
 
@@ -266,6 +314,7 @@ public struct GuestRestoration: Sendable {
         }
         for entry in chardevs {
             guard let label = entry["label"]?.stringValue, GuestNames.isOurs(label) else { continue }
+            if keepsNetworkClosed, GuestNames.isGate(label) { continue }
             if await attempt("chardev-remove", ["id": .string(label)], &report) != nil {
                 report.removed += 1
             } else {

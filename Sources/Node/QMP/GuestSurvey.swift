@@ -19,10 +19,11 @@ extension GuestAnswers {
                 else { continue }
                 let path = "\(branch)/\(name)"
                 let hotplugged = try await property(qmp, path, "hotplugged")?.boolValue ?? false
+                let netdev = try await property(qmp, path, "netdev")?.stringValue
                 survey.peripherals.append(
                     Peripheral(
                         name: branch.hasSuffix("anon") ? path : name, type: String(type.dropFirst(6).dropLast()),
-                        hotplugged: hotplugged))
+                        hotplugged: hotplugged, netdev: netdev == "" ? nil : netdev))
             }
         }
         return survey

@@ -183,12 +183,7 @@ struct Doctor {
                 "the process at the monitor's socket is \(words.last ?? "?"), which does not look like QEMU",
                 "give the pid of the guest's QEMU")
         }
-        for network in arguments.contains(where: { $0.contains("vhost=on") }) ? ["vhost=on"] : [] {
-            add(
-                .note, "vhost",
-                "a network uses the kernel's vhost (\(network)); its packets cannot be held until a checkpoint",
-                "start the guest with vhost=off if output must wait for its checkpoint")
-        }
+        examineNetworks(arguments)
         guard let identity = try? GuestIdentity.capture(answers, arguments: arguments) else {
             add(.blocker, "identity", "QEMU does not say enough to describe the guest")
             return
@@ -203,6 +198,33 @@ struct Doctor {
         findings += command.findings.filter { $0.code != "hotplugged-device" }
         if !command.hasBlockers, identity.hotplugged.isEmpty {
             add(.ok, "startable", "the command line can be carried over to a new guest")
+        }
+    }
+
+    /// Whether packets can be held until their checkpoint; in the way only of who asks for it.
+    private mutating func examineNetworks(_ arguments: [String]) {
+        for argument in arguments {
+            let text = OptionText(argument, implied: "type")
+            guard text["type"] == "tap" || text["type"] == "bridge" else { continue }
+            let isHeld = text["id"].map(overrides.heldNetworks.contains) ?? false
+            let severity: Finding.Severity = isHeld ? .blocker : .note
+            let name = text["id"].map { "the network '\($0)'" } ?? "a network"
+            let isOn = text["vhost"] == "on" || text["vhostforce"] == "on"
+            if isOn || text["vhostfd"] != nil || text["vhostfds"] != nil {
+                add(
+                    severity, "vhost",
+                    "\(name) uses the kernel's vhost: its packets pass QEMU by and cannot be held until a checkpoint",
+                    "start the guest with vhost=off (libvirt: <driver name='qemu'/>) if output must wait for its "
+                        + "checkpoint")
+            }
+            let queues = text["queues"].flatMap { Int($0) } ?? text["fds"].map { $0.split(separator: ":").count } ?? 1
+            if queues > 1 {
+                add(
+                    severity, "network-queues",
+                    "\(name) has \(queues) queues: QEMU filters networks of one queue only, so its packets cannot be "
+                        + "held until a checkpoint",
+                    "start the guest with queues=1 if output must wait for its checkpoint")
+            }
         }
     }
 }

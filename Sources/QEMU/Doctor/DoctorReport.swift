@@ -16,9 +16,12 @@ public struct DoctorReport: Sendable, Equatable, Codable {
     public struct Overrides: Sendable, Equatable {
         /// `--force`: a replica under an old TCG may silently differ from its primary.
         public var tcgDirtyLoss: Bool
+        /// `--hold-network`: ids of the networks where it is in the way when packets cannot be held.
+        public var heldNetworks: Set<String>
 
-        public init(tcgDirtyLoss: Bool = false) {
+        public init(tcgDirtyLoss: Bool = false, heldNetworks: Set<String> = []) {
             self.tcgDirtyLoss = tcgDirtyLoss
+            self.heldNetworks = heldNetworks
         }
     }
 

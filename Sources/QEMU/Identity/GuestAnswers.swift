@@ -7,11 +7,14 @@ public struct GuestAnswers: Sendable, Equatable, Codable {
         /// For instance "virtio-net-pci".
         public var type: String
         public var hotplugged: Bool
+        /// The `-netdev` behind a network card, by its id; nil for everything else.
+        public var netdev: String?
 
-        public init(name: String, type: String, hotplugged: Bool) {
+        public init(name: String, type: String, hotplugged: Bool, netdev: String? = nil) {
             self.name = name
             self.type = type
             self.hotplugged = hotplugged
+            self.netdev = netdev
         }
     }
 
@@ -39,6 +42,9 @@ public struct GuestAnswers: Sendable, Equatable, Codable {
         self.machineProperties = machineProperties
         self.peripherals = peripherals
     }
+
+    /// The ids of the `-netdev`s behind the guest's network cards, sorted.
+    public var networks: [String] { Set(peripherals.compactMap(\.netdev)).sorted() }
 
     public subscript(command: String) -> JSONValue? { answers[command] }
 

@@ -17,5 +17,13 @@ public enum GuestNames {
     public static func netOut(_ index: Int) -> String { "\(prefix)net-out-\(index)" }
     public static func netIn(_ index: Int) -> String { "\(prefix)net-in-\(index)" }
 
+    /// Net filter that lets no packet out of a guest whose secondary is lost, and the character device that swallows them.
+    public static func netGate(_ index: Int) -> String { "\(gatePrefix)\(index)" }
+    public static func netGateOut(_ index: Int) -> String { "\(gatePrefix)out-\(index)" }
+    private static let gatePrefix = "\(prefix)gate-"
+
+    /// Whether it belongs to a filter of ``netGate(_:)``.
+    public static func isGate(_ name: String) -> Bool { name.hasPrefix(gatePrefix) }
+
     public static func isOurs(_ name: String) -> Bool { name.hasPrefix(prefix) }
 }

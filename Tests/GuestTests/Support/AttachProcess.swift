@@ -25,13 +25,13 @@ final class AttachProcess {
 
     var log: String { guardian.outputText }
 
-    /// Waits for a line with these words.
+    /// Waits for a line with these words, and for the last of so many.
     @discardableResult
-    func waitFor(_ words: String, within seconds: Double = 90) throws -> Double {
+    func waitFor(_ words: String, times: Int = 1, within seconds: Double = 90) throws -> Double {
         try waitUntil(
             "attach says '\(words)'", within: seconds, every: 10, seen: { tail(of: self.guardian.outputPath) }
         ) {
-            if log.contains(words) { return true }
+            if log.components(separatedBy: words).count > times { return true }
             if let code = guardian.exitCode {
                 throw TestFailure(
                     "attach ended with \(code) before it said '\(words)': \(tail(of: guardian.outputPath))")

@@ -15,6 +15,10 @@ final class Guest {
         var memoryKiB: Int?
         /// More arguments for QEMU.
         var arguments: [String] = []
+        /// Where its cards are plugged in; nil for none.
+        var network: Network?
+        /// With a network: the time between two datagrams.
+        var datagramMilliseconds = 5
     }
 
     let pid: pid_t
@@ -55,10 +59,15 @@ final class Guest {
             arguments += ["--disk", disk]
         }
         if let memory = options.memoryKiB { arguments += ["--mem-kib", "\(memory)"] }
-        if !options.append.isEmpty { arguments += ["--append", options.append] }
+        let words = options.network?.kernelWords(datagramMilliseconds: options.datagramMilliseconds)
+        let append = [options.append, words ?? ""].filter { !$0.isEmpty }.joined(separator: " ")
+        if !append.isEmpty { arguments += ["--append", append] }
         let watch = directory + "/watch.sock"
         arguments += ["--", "-qmp", "unix:\(watch),server=on,wait=off"] + options.arguments
-        let process = try ChildProcess("guest", Settings.launcher, arguments, output: directory + ".launch.log")
+        arguments += options.network?.qemuArguments ?? []
+        let command = (options.network?.prefix ?? []) + [Settings.launcher] + arguments
+        let process = try ChildProcess(
+            "guest", command[0], Array(command.dropFirst()), output: directory + ".launch.log")
         let writes = options.hasDisk && (options.workload == .disk || options.workload == .all)
         return Guest(
             pid: process.pid, qmpPath: directory + "/qmp.sock", watchPath: watch,

@@ -18,6 +18,7 @@ final class Scene {
     private var secondaries: [Secondary] = []
     private var attachments: [AttachProcess] = []
     private var names: Set<String> = []
+    private var networks: [Network] = []
     private var notes: [String] = []
 
     private init(_ name: String) throws {
@@ -65,14 +66,22 @@ final class Scene {
         return guest
     }
 
-    func secondary(qemu: String? = nil) throws -> Secondary {
-        let secondary = Secondary(directory: directory, name: "s\(secondaries.count)", qemu: qemu)
+    /// A network of the test's own; gone at its end.
+    func network(cards: Int = 1) throws -> Network {
+        let network = try Network(name: "cb\(suffix)\(networks.count)", cards: cards, directory: directory)
+        networks.append(network)
+        return network
+    }
+
+    func secondary(qemu: String? = nil, network: Network? = nil) throws -> Secondary {
+        let secondary = Secondary(
+            directory: directory, name: "s\(secondaries.count)", qemu: qemu, network: network)
         secondaries.append(secondary)
         return secondary
     }
 
-    func startedSecondary(qemu: String? = nil) throws -> Secondary {
-        let secondary = try secondary(qemu: qemu)
+    func startedSecondary(qemu: String? = nil, network: Network? = nil) throws -> Secondary {
+        let secondary = try secondary(qemu: qemu, network: network)
         try secondary.start()
         return secondary
     }
@@ -163,6 +172,7 @@ final class Scene {
         }
         for guest in guests { try? guest.kill() }
         for secondary in secondaries { try? secondary.kill() }
+        for network in networks { network.remove() }
         if failed, Settings.keepsDirectories { return }
         for name in names { try? loseMemory(of: name) }
         try? FileManager.default.removeItem(atPath: directory)

@@ -50,10 +50,15 @@ final class Secondary {
     private let arguments: [String]
     /// More words for `serve`, from its next start on.
     var options: [String] = []
+    /// Words before the daemon's own command.
+    private let prefix: [String]
     private(set) var daemon: ChildProcess?
 
-    /// - Parameter qemu: the program for guests that are started here; the primary's own when nil.
-    init(directory: String, name: String, qemu: String?) {
+    /// - Parameters:
+    ///   - qemu: the program for guests that are started here; the primary's own when nil.
+    ///   - network: where the cards of guests that are started here are plugged in.
+    init(directory: String, name: String, qemu: String?, network: Network? = nil) {
+        prefix = network?.prefix ?? []
         store = "\(directory)/\(name)"
         address = "unix:\(directory)/\(name).link"
         logPath = "\(directory)/\(name).log"
@@ -67,7 +72,8 @@ final class Secondary {
     func start() throws {
         guard let binary = Settings.binary else { throw TestFailure("COLO_BLK_BIN is not set") }
         let before = listeningLines
-        let process = try ChildProcess("serve", binary, arguments + options, output: logPath)
+        let command = prefix + [binary] + arguments + options
+        let process = try ChildProcess("serve", command[0], Array(command.dropFirst()), output: logPath)
         daemon = process
         try waitUntil("the secondary listens", within: 30, seen: { tail(of: self.logPath) }) {
             guard process.isRunning else { throw TestFailure("serve ended: \(tail(of: logPath))") }

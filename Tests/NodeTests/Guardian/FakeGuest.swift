@@ -14,6 +14,10 @@ final class FakeGuest: Sendable {
         var nodes: [String] = []
         var objects: [String] = []
         var chardevs: [String] = []
+        /// The network of each filter among the objects.
+        var netdevs: [String: String] = [:]
+        /// Networks that were without any filter of ours at some time since they had one.
+        var opened: Set<String> = []
         var capabilities = ["x-colo": false, "return-path": true, "events": false]
         var parameters: [String: JSONValue] = [
             "x-checkpoint-delay": 20_000, "max-bandwidth": 134_217_728, "downtime-limit": 300,
@@ -96,7 +100,8 @@ final class FakeGuest: Sendable {
             if state.unanswered.contains(name) { return nil }
             if name == "yank" { return yank(arguments, &state) }
             if state.hangsOn != nil, !oob { return nil }
-            return query(name, &state) ?? change(name, arguments, &state)
+            return query(name, &state) ?? change(name, arguments, &state) ?? filter(name, arguments, &state)
+                ?? .failure(QMPCommandError(errorClass: "CommandNotFound", text: "no \(name)"))
         }
     }
 
@@ -134,7 +139,7 @@ final class FakeGuest: Sendable {
 
     private func change(
         _ name: String, _ arguments: JSONValue?, _ state: inout State
-    ) -> Result<JSONValue, QMPCommandError> {
+    ) -> Result<JSONValue, QMPCommandError>? {
         switch name {
         case "x-colo-lost-heartbeat":
             guard state.migration == "colo" else { return refuse("VM is not in COLO mode") }
@@ -148,15 +153,42 @@ final class FakeGuest: Sendable {
         case "blockdev-del":
             guard !state.jobs.contains(where: GuestNames.isOurs) else { return refuse("Node is in use") }
             state.nodes.removeAll { $0 == arguments?["node-name"]?.stringValue }
-        case "object-del": state.objects.removeAll { $0 == arguments?["id"]?.stringValue }
-        case "chardev-remove": state.chardevs.removeAll { $0 == arguments?["id"]?.stringValue }
         case "migrate-set-capabilities":
             for change in arguments?["capabilities"]?.arrayValue ?? [] {
                 state.capabilities[change["capability"]?.stringValue ?? "?"] = change["state"]?.boolValue
             }
         case "migrate-set-parameters":
             state.parameters.merge(arguments?.objectValue ?? [:]) { _, new in new }
-        default: return .failure(QMPCommandError(errorClass: "CommandNotFound", text: "no \(name)"))
+        default: return nil
+        }
+        return .success([:])
+    }
+
+    /// Network filters and their character devices.
+    private func filter(
+        _ name: String, _ arguments: JSONValue?, _ state: inout State
+    ) -> Result<JSONValue, QMPCommandError>? {
+        let id = arguments?["id"]?.stringValue ?? "?"
+        switch name {
+        case "qom-get":
+            let object = String(arguments?["path"]?.stringValue?.dropFirst("/objects/".count) ?? "")
+            guard let netdev = state.netdevs[object] else { return refuse("Property not found") }
+            return .success(.string(netdev))
+        case "chardev-add":
+            guard !state.chardevs.contains(id) else { return refuse("Chardev with id '\(id)' already exists") }
+            state.chardevs.append(id)
+        case "chardev-remove": state.chardevs.removeAll { $0 == id }
+        case "object-add":
+            guard let out = arguments?["outdev"]?.stringValue, state.chardevs.contains(out),
+                !state.objects.contains(id)
+            else { return refuse("no such chardev, or a duplicate object") }
+            state.objects.append(id)
+            state.netdevs[id] = arguments?["netdev"]?.stringValue
+        case "object-del":
+            state.objects.removeAll { $0 == id }
+            guard let netdev = state.netdevs.removeValue(forKey: id) else { break }
+            if !state.netdevs.values.contains(netdev) { state.opened.insert(netdev) }
+        default: return nil
         }
         return .success([:])
     }

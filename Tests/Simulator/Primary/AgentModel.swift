@@ -207,9 +207,11 @@ final class AgentModel: GuestSink, WireEnd {
 
     private func consider() {
         guard stage == .running, !checkpointRunning, machine.mayCheckpoint, guest.isRunning, var policy else { return }
-        let decision = policy.next(
-            now: world.monotonic(host), checkpointRunning: false, uncommitted: machine.uncommittedSealed,
-            outstandingBytes: outstanding, budget: budget)
+        var situation = EpochPolicy.Situation()
+        situation.uncommitted = machine.uncommittedSealed
+        situation.outstandingBytes = outstanding
+        situation.budget = budget
+        let decision = policy.next(now: world.monotonic(host), situation)
         self.policy = policy
         switch decision {
         case .triggerNow:
