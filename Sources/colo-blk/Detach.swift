@@ -5,8 +5,8 @@ struct Detach: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Ends the protection of a guest from the secondary's side; the guest runs on, the replica stays.",
         discussion: """
-            With --recover, on the primary: removes from a guest what an attach left there that was killed together with \
-            its agent, and opens a network that an outage of the secondary keeps closed.
+            With --recover, on the primary: removes from a guest what an attach left there that was killed together \
+            with its agent, and opens a network that an outage of the secondary keeps closed.
             """)
 
     @Argument(help: "Name of the replica.")

@@ -154,8 +154,8 @@ public enum Attachment {
                 if let signal = try await wait(until: next, last, progress) {
                     if let problem = await openNetwork(options, log) {
                         return .protectionEnded(
-                            "detached (\(signal)) while the secondary was away, but the guest's network is still closed: "
-                                + problem)
+                            "detached (\(signal)) while the secondary was away, but the guest's network is still "
+                                + "closed: \(problem)")
                     }
                     return .detached("detached (\(signal)) while the secondary was away; the guest is as it was found")
                 }

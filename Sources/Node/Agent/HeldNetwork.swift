@@ -87,8 +87,9 @@ final class HeldNetwork {
         guard !closesOnLoss, let oldest = machine.oldest,
             MonotonicClock.now().nanoseconds(since: oldest) > Self.overdueAfter
         else { return nil }
-        return "the guest's packets were held for more than \(Self.overdueAfter / 1_000_000_000) s, since no checkpoint "
-            + "was committed: a faster link or disk helps"
+        let seconds = Self.overdueAfter / 1_000_000_000
+        return "packets of the guest were held for more than \(seconds) s, since no checkpoint was committed: a faster "
+            + "link or disk helps"
     }
 
     // MARK: Packets
