@@ -271,7 +271,7 @@ extension AgentEnding {
     /// The secondary is lost, for the time being or for good.
     var isLoss: Bool {
         switch self {
-        case .linkLost, .congested, .secondaryAway, .secondaryRefused, .fenced: true
+        case .linkLost, .linkRefused, .congested, .secondaryAway, .secondaryRefused, .fenced: true
         case .detach, .refused, .guardianGone, .mirrorLost, .migrationEnded, .guestGone, .failed: false
         }
     }
