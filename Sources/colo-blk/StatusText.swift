@@ -49,6 +49,17 @@ enum StatusText {
                     + "p90 \(Fixed.text(pauses.p90Milliseconds, 1)), p99 \(Fixed.text(pauses.p99Milliseconds, 1)), "
                     + "longest \(Fixed.text(pauses.maxMilliseconds, 1)); \(pauses.count) checkpoints")
         }
+        if let share = status.pausedShare {
+            lines.append("paused       \(Fixed.text(share * 100, 1)) % of its time")
+        }
+        if let network = status.network {
+            lines.append(
+                "network      \(network.isHeld ? "held" : "held from the next checkpoint on"): \(network.packets) "
+                    + "packets wait; p50 \(Fixed.text(network.p50Milliseconds, 1)) ms, "
+                    + "p95 \(Fixed.text(network.p95Milliseconds, 1)), longest "
+                    + "\(Fixed.text(network.maxMilliseconds, 1))"
+                    + (network.dropped > 0 ? "; \(network.dropped) dropped" : ""))
+        }
         if let rate = status.dirtyPagesPerSecond {
             lines.append("changes      \(Fixed.text(rate, 0)) pages/s")
         }

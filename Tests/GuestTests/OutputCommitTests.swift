@@ -42,6 +42,10 @@ extension RealGuests {
             try attach.waitFor(words)
             let stream = try network.stream(bytesPerSecond: 200_000)
             pause(milliseconds: scene.randomMilliseconds(1500...2500))
+            if options.contains("--hold-network") {
+                let status = try secondary.status(name)["network"]
+                #expect(status["isHeld"].bool == true && (status["maxMilliseconds"].double ?? 0) > 0, "\(status)")
+            }
             watch.read()
             let senders = Set(watch.datagrams.map(\.sender))
             #expect(senders == ["10.0.2.15", "10.0.3.15"])

@@ -26,7 +26,10 @@ struct DiskCheckFrameTests {
         }
         var figures = PrimaryFigures()
         (figures.pauseNanoseconds, figures.dirtyPages, figures.outstandingBytes) = (1, 2, 3)
-        (figures.lagNanoseconds, figures.intervalNanoseconds) = (4, .max)
+        (figures.lagNanoseconds, figures.intervalNanoseconds, figures.pausedMillionths) = (4, .max, 6)
+        (figures.network, figures.heldPackets, figures.droppedPackets) = (2, 8, 9)
+        (figures.holdMedianNanoseconds, figures.holdP95Nanoseconds, figures.holdLongestNanoseconds) = (10, 11, 12)
+        #expect(encode(figures).count == PrimaryFigures.length)
         #expect(decode(encode(figures), PrimaryFigures.decode) == .success(figures))
     }
 

@@ -170,6 +170,16 @@ extension AgentCore {
         own.outstandingBytes = outstandingBytes
         own.lagNanoseconds = figures.lastCommitLagNanoseconds
         own.intervalNanoseconds = settings.intervalNanoseconds
+        let current = currentFigures
+        own.pausedMillionths = UInt64((current.pauseShare ?? 0) * 1e6)
+        if let network = current.network {
+            own.network = network.isInForce ? 2 : 1
+            own.heldPackets = UInt64(network.packets)
+            own.droppedPackets = network.dropped
+            own.holdMedianNanoseconds = network.times?.median ?? 0
+            own.holdP95Nanoseconds = network.times?.p95 ?? 0
+            own.holdLongestNanoseconds = network.times?.longest ?? 0
+        }
         sendPayload(own, epoch: epoch)
     }
 

@@ -159,6 +159,20 @@ public struct GuestStatus: Codable, Sendable {
         public var milliseconds: Double?
     }
 
+    /// The guest's packets, as its primary said last.
+    public struct Network: Codable, Sendable {
+        /// Whether everything that was ever let out belongs to a committed checkpoint.
+        public var isHeld: Bool
+        /// Packets that wait for their checkpoint.
+        public var packets: UInt64
+        /// Packets for which there was no room.
+        public var dropped: UInt64
+        /// How long the last packets had been held.
+        public var p50Milliseconds: Double
+        public var p95Milliseconds: Double
+        public var maxMilliseconds: Double
+    }
+
     public var guest: String
     public var state: State
     /// More about the state, in words; with a remedy where there is one.
@@ -200,6 +214,10 @@ public struct GuestStatus: Codable, Sendable {
     /// Pages that the guest changes in a second, over the last checkpoints.
     public var dirtyPagesPerSecond: Double?
     public var pauses: Pauses?
+    /// The share of its time that the guest stood still in the last checkpoints.
+    public var pausedShare: Double?
+    /// Absent: its packets are not held.
+    public var network: Network?
     /// Absent: none.
     public var exports: [Export]?
     public var ramBytes: UInt64

@@ -36,6 +36,14 @@ extension GuestReplica {
             status.intervalMilliseconds = Double(primary.intervalNanoseconds) / 1e6
             status.lagBytes = primary.outstandingBytes
             status.lagMilliseconds = Double(primary.lagNanoseconds) / 1e6
+            status.pausedShare = Double(primary.pausedMillionths) / 1e6
+            if primary.network > 0 {
+                status.network = GuestStatus.Network(
+                    isHeld: primary.network > 1, packets: primary.heldPackets, dropped: primary.droppedPackets,
+                    p50Milliseconds: Double(primary.holdMedianNanoseconds) / 1e6,
+                    p95Milliseconds: Double(primary.holdP95Nanoseconds) / 1e6,
+                    maxMilliseconds: Double(primary.holdLongestNanoseconds) / 1e6)
+            }
         }
         if let median = pauses.percentile(0.5) {
             func milliseconds(_ value: UInt64?) -> Double { Double(value ?? 0) / 1e6 }
