@@ -4,8 +4,8 @@ import Units
 ///
 /// Time that passes fills it, `share` of a second each second; a pause empties it by its own length. While it is below
 /// zero no checkpoint is triggered. So over a long time pauses take `share` of the guest's time at most, while a few
-/// checkpoints may follow each other quickly. It holds, and owes, one second's worth at most: no checkpoint waits longer
-/// than a second for it, however long a pause was, and a share that this forbids is exceeded.
+/// checkpoints may follow each other quickly: it holds a quarter of a second's worth. It owes a second's worth at most: no
+/// checkpoint waits longer than that, however long a pause was, and a share that this forbids is exceeded.
 public struct PauseBudget: Sendable, Equatable {
     /// Most of the guest's time that pauses may take, above 0 and at most 1.
     public let share: Double
@@ -15,12 +15,14 @@ public struct PauseBudget: Sendable, Equatable {
     /// The last pauses, oldest first: when each ended, and its nanoseconds.
     private var recent: [(end: Moment, length: UInt64)] = []
     private static let recentCount = 32
+    /// Nanoseconds whose worth may be kept for later.
+    private static let ahead = 250e6
 
     /// Traps unless 0 < share <= 1.
     public init(share: Double, now: Moment) {
         precondition(share > 0 && share <= 1)
         self.share = share
-        credit = share * 1e9
+        credit = share * Self.ahead
         updated = now
     }
 
@@ -46,7 +48,7 @@ public struct PauseBudget: Sendable, Equatable {
     }
 
     private func credit(at now: Moment) -> Double {
-        min(credit + share * Double(now.nanoseconds(since: updated)), share * 1e9)
+        min(credit + share * Double(now.nanoseconds(since: updated)), share * Self.ahead)
     }
 
     public static func == (lhs: Self, rhs: Self) -> Bool {

@@ -86,6 +86,41 @@ extension RealGuests {
             }
         }
 
+        /// The guest is started on the secondary while it still runs here, unfenced. Under `hold` the world hears one of
+        /// the two only.
+        @Test func aGuestThatWasReplacedIsNotHeardAnyMore() throws {
+            try Scene.run("replaced") { scene in
+                let network = try scene.network()
+                network.isUserMode = true
+                let guest = try scene.launch(.init(hasDisk: false, network: network))
+                let secondary = try scene.startedSecondary(network: network)
+                let watch = try network.watch()
+                try guest.waitUntilBusy()
+                let before = try guest.footprint()
+                let name = scene.guestName("g")
+                let attach = try scene.attach(
+                    guest, to: secondary, name: name,
+                    options: ["--hold-network", "all", "--on-secondary-loss", "hold"])
+                try attach.waitFor("network: HELD")
+                let (restored, _) = try scene.failover(secondary, name, of: guest, options: ["--force"])
+                try attach.waitForExit(2)
+                #expect(attach.log.contains("stays CLOSED: fence this guest"))
+                try watch.waitForMore(200, within: 20)
+                #expect(watch.disorder(from: "127.0.0.1") == [])
+                #expect(try guest.runsUnprotected())
+                try restored.kill()
+                watch.read()
+                pause(milliseconds: 500)
+                #expect(watch.read().isEmpty, "the guest that was replaced is silent")
+                let recovered = try Verbs(directory: scene.directory).run([
+                    "detach", "--recover", "--qmp", guest.qmpPath,
+                ])
+                #expect(recovered.code == 0 && recovered.output.contains("colo-blk-gate-0"), "\(recovered)")
+                try guest.waitUntilUntouched(before)
+                try watch.waitForMore(within: 5)
+            }
+        }
+
         private func lastTick(_ guest: Guest) throws -> SerialLog.Tick {
             guest.serial.read()
             return try #require(guest.serial.lastTick)
@@ -164,12 +199,16 @@ private struct Stage {
 
     func agentDeathUnderHold() throws {
         try secondary.start()
-        let attach = try attach("hold")
-        let agent = try attach.agent()
-        watch.read()
-        _ = Glibc.kill(agent, SIGKILL)
-        try expectOpen("agent killed, hold")
-        try attach.waitForExit(2)
-        try guest.waitUntilUntouched(before, within: 2)
+        for (signal, what) in [(SIGKILL, "killed"), (SIGSTOP, "stopped")] {
+            let attach = try attach("hold")
+            let agent = try attach.agent()
+            watch.read()
+            _ = Glibc.kill(agent, signal)
+            // What was on its way already does not count.
+            pause(milliseconds: 20)
+            try expectOpen("agent \(what), hold")
+            try attach.waitForExit(2)
+            try guest.waitUntilUntouched(before, within: 2)
+        }
     }
 }

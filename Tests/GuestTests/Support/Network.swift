@@ -11,6 +11,9 @@ final class Network {
     let cards: Int
     private let directory: String
     private var programs: [ChildProcess] = []
+    /// Whether guests get a user-mode network instead, whose datagrams come out within the namespace: two guests may have
+    /// it at the same time.
+    var isUserMode = false
 
     /// Why no such network can be made here; nil when it can. Asked once.
     static let problem: String? = {
@@ -55,7 +58,8 @@ final class Network {
 
     /// QEMU's words for the cards, and the guest's.
     var qemuArguments: [String] {
-        (0..<cards).flatMap { card in
+        if isUserMode { return ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,id=nic0"] }
+        return (0..<cards).flatMap { card in
             [
                 "-netdev", "tap,id=n\(card),ifname=tap\(card),script=no,downscript=no", "-device",
                 "virtio-net-pci,netdev=n\(card),id=nic\(card)",
