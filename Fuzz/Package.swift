@@ -18,6 +18,7 @@ let package = Package(
         target("FuzzMigrationStream"),
         target("FuzzPageBatch"),
         target("FuzzNBD"),
+        target("FuzzPackets"),
         // The door to zlib is a link to the main package's, and so is the unpacker that goes through it.
         .systemLibrary(name: "FuzzZlib", pkgConfig: "zlib"),
         target("FuzzQcow2", ["FuzzZlib"]),
