@@ -21,6 +21,9 @@ struct Failover: AsyncParsableCommand {
     @Flag(name: .long, help: "Leave the guest paused.")
     var paused = false
 
+    @Option(name: .long, help: "Command that makes sure that the primary is off; without exit code 0 nothing is done.")
+    var fenceCommand: String?
+
     @Flag(name: .long, help: "Go on although the primary still answers.")
     var force = false
 
@@ -42,7 +45,7 @@ struct Failover: AsyncParsableCommand {
                 guest: guest,
                 options: FailoverOptions(
                     dryRun: dryRun, paused: paused, force: force, fullStream: fullStream, qemu: qemu,
-                    extraArguments: extra))
+                    extraArguments: extra, fenceCommand: fenceCommand))
             if json {
                 print(try JSONText.encode(report))
                 return

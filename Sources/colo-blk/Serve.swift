@@ -27,6 +27,15 @@ struct Serve: AsyncParsableCommand {
         name: .long, help: "GUEST/DISK=DEVICE: a block device for a new replica's disk, overwritten; repeatable.")
     var device: [String] = []
 
+    @Option(name: .long, help: "Command to run when a primary is lost; see docs/operations.md.")
+    var onLoss: String?
+
+    @Option(name: .long, help: "Command that makes sure that a lost primary is off, and ends with 0 only then.")
+    var fenceCommand: String?
+
+    @Flag(name: .long, help: "Start a guest whose primary is lost, once --fence-command has ended with 0.")
+    var autoFailover = false
+
     @Flag(name: .long, help: "Do not start the guest once, paused, after its first checkpoint.")
     var noProof = false
 
@@ -38,6 +47,11 @@ struct Serve: AsyncParsableCommand {
     var ramLog: Int?
 
     func validate() throws {
+        guard autoFailover == (fenceCommand != nil) else {
+            throw ValidationError(
+                "--auto-failover needs --fence-command, and the other way round: a guest that starts here while the "
+                    + "primary may still run is two guests")
+        }
         if let ramLog, !(1...1 << 20).contains(ramLog) {
             throw ValidationError("--ram-log takes 1 to 1048576 MiB")
         }
@@ -49,13 +63,15 @@ struct Serve: AsyncParsableCommand {
             try tls.check(address, insecure: insecure)
             let linkTLS = try tls.files.map { files throws(TLSRefused) in try LinkTLS.secondary(files) }
             let log = logging.makeLogger("colo-blk")
-            let daemon = try SecondaryDaemon.open(
-                options: .init(
-                    store: store.store, proof: !noProof, qemu: qemu,
-                    seeds: try seed.map { text in try DiskSeed(parsing: text) }
-                        + device.map { text in try DiskSeed(parsing: text, isDevice: true) },
-                    ramLogBytes: ramLog.map { UInt64($0) << 20 }),
-                log: log)
+            var options = SecondaryOptions(
+                store: store.store, proof: !noProof, qemu: qemu,
+                seeds: try seed.map { text in try DiskSeed(parsing: text) }
+                    + device.map { text in try DiskSeed(parsing: text, isDevice: true) },
+                ramLogBytes: ramLog.map { UInt64($0) << 20 })
+            options.onLoss = onLoss
+            options.fenceCommand = fenceCommand
+            options.autoFailover = autoFailover
+            let daemon = try SecondaryDaemon.open(options: options, log: log)
             let services = ServiceGroup(
                 services: [DaemonService(daemon: daemon, address: address, tls: linkTLS)],
                 gracefulShutdownSignals: [.sigterm, .sigint], logger: log)

@@ -129,7 +129,7 @@ extension BadInput {
             #expect(ending.sentences.first?.contains("the guest runs") == true, "\(ending)")
             try guest.expectUntouched()
 
-            #expect(try FakeTool.wait(5) { try serve.status("vm")?["state"] as? String == "idle" })
+            #expect(try FakeTool.wait(5) { try serve.status("vm")?["state"] as? String == "primary lost" })
             let kept = try #require(try serve.status("vm")?["committedEpoch"] as? Int)
             let failover = try FakeTool.run(["failover", "vm", "--store", serve.store.path, "--json"], limit: 60)
             try #require(failover.code == 0, "\(failover)")

@@ -122,8 +122,6 @@ final class AgentCore {
     /// does not take the other one for dead before it has read what came.
     private var silentBeats = 0
     private var hasHeard = true
-    /// Beats of 200 ms without a word after which the secondary counts as lost.
-    private static let silentBeatsMax = 5
 
     /// Asks QEMU for a checkpoint; set by the session.
     var triggerCheckpoint: () -> Void = {}
@@ -330,10 +328,11 @@ final class AgentCore {
         }
     }
 
-    /// Starts heartbeats both ways: the secondary counts as lost after a second of silence.
+    /// Starts heartbeats both ways: the secondary counts as lost when it was silent for some of them.
     func startHeartbeat() {
         let bound = NIOLoopBound(self, eventLoop: loop)
-        heartbeat = loop.scheduleRepeatedTask(initialDelay: .zero, delay: .milliseconds(200)) { _ in
+        let interval = TimeAmount.nanoseconds(Int64(Heartbeats.interval))
+        heartbeat = loop.scheduleRepeatedTask(initialDelay: .zero, delay: interval) { _ in
             bound.value.beat()
         }
     }
@@ -342,8 +341,8 @@ final class AgentCore {
         guard ending == nil else { return }
         silentBeats = hasHeard ? 0 : silentBeats + 1
         hasHeard = false
-        if silentBeats > Self.silentBeatsMax {
-            return end(.linkLost("the secondary has been silent for a second"))
+        if silentBeats >= Heartbeats.silentMax {
+            return end(.linkLost("the secondary is silent"))
         }
         if let words = network?.overdue { return end(.congested(words)) }
         closeIdleReaders()

@@ -112,8 +112,7 @@ enum AgentLink {
         let initializer: @Sendable (any Channel) -> EventLoopFuture<NIOLoopBound<AgentLinkHandler>> = { channel in
             channel.eventLoop.makeCompletedFuture {
                 let handler = AgentLinkHandler(hello: hello, welcome: promise)
-                if let tls { try channel.pipeline.syncOperations.addHandlers(tls.handlers()) }
-                try channel.pipeline.syncOperations.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
+                try LinkPipeline.primary(channel, tls: tls)
                 try channel.pipeline.syncOperations.addHandler(handler)
                 return NIOLoopBound(handler, eventLoop: channel.eventLoop)
             }

@@ -30,6 +30,9 @@ final class AgentSession: Sendable {
     let end: AsyncStream<AgentEnding>.Continuation
     private let newestCommit = Mutex<Moment?>(nil)
 
+    /// QEMU has said that it ends, or its guest.
+    let shutdownSeen = Mutex(false)
+
     /// When a checkpoint of this session was committed last; nil when none was.
     var lastCommit: Moment? { newestCommit.withLock { $0 } }
 
@@ -209,6 +212,7 @@ final class AgentSession: Sendable {
                 log.debug("\(event.name) \(event.data)")
                 switch event.name {
                 case "SHUTDOWN":
+                    shutdownSeen.withLock { $0 = true }
                     let reason = event.data["reason"]?.stringValue ?? "unknown"
                     end.yield(.guestGone("the guest was shut down (\(reason)); protection has ended"))
                 case "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR":
@@ -233,7 +237,7 @@ final class AgentSession: Sendable {
         switch ending {
         case .linkLost, .linkRefused, .secondaryRefused, .secondaryAway, .guardianGone: break
         default:
-            let code: UInt16 = if case .guestGone = ending { ByeCode.guestShutdown } else { ByeCode.ended }
+            let code = await byeCode(ending)
             var buffer = channel.allocator.buffer(capacity: 128)
             buffer.writeFrame(
                 Bye(code: code, reason: String(ending.reason.prefix(512))), generation: generation, epoch: .none)

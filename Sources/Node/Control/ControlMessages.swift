@@ -67,11 +67,14 @@ public struct FailoverOptions: Codable, Sendable {
     /// The QEMU to start instead of the one that the primary ran.
     public var qemu: String?
     public var extraArguments: [String]
+    /// Must say with exit code 0 that the primary is off before anything is changed; see ``HookCommand``.
+    public var fenceCommand: String?
 
     public init(
         dryRun: Bool = false, paused: Bool = false, force: Bool = false, fullStream: Bool = false,
-        qemu: String? = nil, extraArguments: [String] = []
+        qemu: String? = nil, extraArguments: [String] = [], fenceCommand: String? = nil
     ) {
+        self.fenceCommand = fenceCommand
         self.dryRun = dryRun
         self.paused = paused
         self.force = force
@@ -121,7 +124,7 @@ public struct GuestStatus: Codable, Sendable {
         case syncing
         /// A primary is connected and checkpoints are being committed.
         case protected
-        /// A primary was connected and has been silent for more than a second.
+        /// A primary was connected and is silent, or has gone without a farewell; the message says which.
         case primaryLost = "primary lost"
         /// No primary is connected.
         case idle

@@ -14,6 +14,8 @@ public struct GuestEvent: Codable, Sendable, Equatable {
         case comparison
         /// The replica became the guest, or was to.
         case failover
+        /// A command for losses or for fencing has run, or could not.
+        case command
     }
 
     /// Grows by one with each event of a daemon.

@@ -17,7 +17,7 @@ actor GuestReplica {
     nonisolated var unownedExecutor: UnownedSerialExecutor { executor.asUnownedSerialExecutor() }
 
     let store: GuestStore
-    private let settings: SecondaryOptions
+    let settings: SecondaryOptions
     private let starter: any EventLoop
     let log: Logger
 
@@ -53,6 +53,16 @@ actor GuestReplica {
     /// Why the last failover did not end with a running guest; nil when it did, or when there was none.
     private var failoverFailure: String?
     private var lastEnd: String?
+    /// Whether the primary is lost, and what is done then; see GuestReplica+Loss.swift.
+    var watch: PrimaryWatch
+    /// Why it is lost, for people; nil when it is not.
+    var lossWords: String?
+    /// What the primary said of the end of the session; nil before that.
+    var parting: PrimaryWatch.Ending?
+    /// Who the primary said it is, last.
+    var primaryLabel = ""
+    /// `--on-loss` is running.
+    var isTelling = false
 
     init(
         name: String, store: sending GuestStore, settings: SecondaryOptions, starter: any EventLoop, events: EventLog,
@@ -64,6 +74,7 @@ actor GuestReplica {
         self.settings = settings
         self.starter = starter
         self.log = log
+        watch = PrimaryWatch(policy: .init(tells: settings.onLoss != nil, promotes: settings.autoFailover))
         executor = StorageExecutor(label: "colo-blk.replica.\(name)")
     }
 
@@ -85,6 +96,9 @@ actor GuestReplica {
                 message: "'\(name)' is being protected by another primary (\(session?.label ?? "failover")); "
                     + "detach that one first, or use another --guest name")
         }
+        guard watch.mayConnect else {
+            throw Refuse(code: .busy, message: "the primary of '\(name)' counts as lost and is being fenced")
+        }
         guard hello.generation == Generation(0) || hello.generation == store.generation else {
             throw Refuse(
                 code: .generation,
@@ -103,6 +117,10 @@ actor GuestReplica {
             tallies = [:]
             lastEnd = nil
             primary = nil
+            primaryLabel = newSession.label
+            lossWords = nil
+            parting = nil
+            watch.connected()
             tell(.session, "a primary has connected: \(newSession.label)")
             noteState()
             return Welcome(
@@ -197,6 +215,7 @@ actor GuestReplica {
         case .close:
             let bye = try frame.withPayload { bytes in try Bye.decode(bytes) }
             lastEnd = bye.code == ByeCode.guestShutdown ? "the guest was shut down by its user" : bye.reason
+            parting = bye.code == ByeCode.guestDied ? .lost(.guestDied) : .orderly
             return false
         }
         return true
@@ -218,6 +237,7 @@ actor GuestReplica {
         try (tallies.removeValue(forKey: epoch) ?? EpochTally()).verify(seal)
         try store.commit(epoch)
         commits += 1
+        watch.committed()
         lastCommitAt = MonotonicClock.now()
         history.committed(epoch, at: MonotonicClock.now())
         if case .say(.received, _) = try machine.committed(epoch) {
@@ -239,8 +259,8 @@ actor GuestReplica {
         endLostExports()
     }
 
-    /// The link is gone, in order or not.
-    func close(_ ended: LinkSession, reason: String) {
+    /// The link is gone. `ending`: what that means, unless the primary has said so itself.
+    func close(_ ended: LinkSession, reason: String, ending: PrimaryWatch.Ending = .orderly) {
         guard session === ended else { return }
         session = nil
         survey = nil
@@ -250,6 +270,7 @@ actor GuestReplica {
         giveUpVerification("the primary left meanwhile")
         if lastEnd == nil { lastEnd = reason }
         tell(.session, "the primary has gone: \(lastEnd ?? reason)")
+        sessionEnded(ending)
         defer { noteState() }
         do {
             try store.endSession()
@@ -311,15 +332,17 @@ actor GuestReplica {
     }
 
     /// Starts the guest from the last commit.
-    func failover(_ options: FailoverOptions) async throws -> FailoverReport {
-        let decided = MonotonicClock.now()
+    ///
+    /// - Parameter isByItself: nobody asked for it but ``watch``.
+    func failover(_ options: FailoverOptions, isByItself: Bool = false) async throws -> FailoverReport {
+        var decided = MonotonicClock.now()
         guard !isFailingOver else { throw GuestStore.Failed(description: "a failover of '\(name)' is under way") }
         if let guest = runningGuest {
             throw GuestStore.Failed(
                 description: "'\(name)' runs here already (pid \(guest.pid), QMP \(guest.qmpSocket))")
         }
         if options.dryRun { return try dryRun(options) }
-        if let session, session.silentNanoseconds < 1_000_000_000, !options.force {
+        if let session, !session.isSilent, !options.force {
             throw GuestStore.Failed(
                 description:
                     "the primary of '\(name)' still answers (\(session.label)): stop it first, or say --force, "
@@ -327,11 +350,17 @@ actor GuestReplica {
         }
         let wasPromoted = store.isPromoted
         // Checked before anything is changed: is there a checkpoint, and a command line for it?
-        let plan = try plan(.failover, disks: plannedDisks(), options: options)
-        let state: RestoreSource =
-            options.fullStream ? .full(try store.fullStream()) : .prebuilt(store.restoreStream)
+        var plan = try plan(.failover, disks: plannedDisks(), options: options)
         isFailingOver = true
         defer { isFailingOver = false }
+        if let fence = options.fenceCommand {
+            try await fenceFirst(fence)
+            // A primary that did answer may have committed another checkpoint meanwhile.
+            plan = try self.plan(.failover, disks: plannedDisks(), options: options)
+            decided = MonotonicClock.now()
+        }
+        let state: RestoreSource =
+            options.fullStream ? .full(try store.fullStream()) : .prebuilt(store.restoreStream)
         if let session {
             session.bye(code: ByeCode.fenced, reason: "failed over", generation: store.generation)
             self.session = nil
@@ -343,6 +372,8 @@ actor GuestReplica {
             let report = try await become(
                 plan, state, options, wasPromoted: wasPromoted, decided: decided)
             failoverFailure = nil
+            lossWords = nil
+            if !isByItself { watch.failedOver() }
             tell(.failover, "the guest runs here as process \(report.pid ?? 0)")
             noteState()
             return report
@@ -431,7 +462,8 @@ actor GuestReplica {
             disks: store.diskDescriptions.map { GuestStatus.Disk(id: $0.id, bytes: $0.size) }, ramBytes: store.ramBytes,
             proof: proof, commits: commits)
         status.message =
-            failoverFailure.map { "\($0); 'colo-blk failover \(name)' tries again" } ?? store.damage ?? lastEnd
+            failoverFailure.map { "\($0); 'colo-blk failover \(name)' tries again" } ?? store.damage ?? lossWords
+            ?? lastEnd
         if let record = store.record {
             status.committedEpoch = record.epoch.rawValue
             status.committedAtMilliseconds = record.wallClockMilliseconds
@@ -454,8 +486,8 @@ actor GuestReplica {
         if failoverFailure != nil, session == nil, runningGuest == nil { return .failoverFailed }
         if store.isPromoted { return .failedOver }
         if store.damage != nil { return .damaged }
-        guard let session else { return .idle }
-        if session.silentNanoseconds > 1_000_000_000 { return .primaryLost }
+        if watch.loss != nil { return .primaryLost }
+        guard session != nil else { return .idle }
         return store.record?.session == currentSessionID ? .protected : .syncing
     }
 
@@ -473,4 +505,6 @@ enum ByeCode {
     static let ended: UInt16 = 0
     static let guestShutdown: UInt16 = 1
     static let fenced: UInt16 = 2
+    /// The guest's QEMU is gone, and nobody ended it in order.
+    static let guestDied: UInt16 = 3
 }

@@ -1,3 +1,4 @@
+import Checkpointer
 import CLinux
 import Glibc
 import Link
@@ -60,9 +61,7 @@ struct LinkServer {
     @Sendable
     private func prepare(_ channel: any Channel) -> EventLoopFuture<Inbound> {
         channel.eventLoop.makeCompletedFuture {
-            try channel.pipeline.syncOperations.addHandler(LinkDoor(takesTLS: tls != nil), name: LinkDoor.name)
-            if let tls { try channel.pipeline.syncOperations.addHandlers(tls.handlers()) }
-            try channel.pipeline.syncOperations.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
+            try LinkPipeline.secondary(channel, tls: tls)
             return try NIOAsyncChannel(
                 wrappingChannelSynchronously: channel,
                 configuration: .init(
@@ -115,7 +114,8 @@ struct LinkServer {
             hello = nil
         }
         if let hello {
-            try? await channel.pipeline.removeHandler(name: LinkDoor.name)
+            // Not awaited: a door that is closing stays.
+            channel.pipeline.removeHandler(name: LinkDoor.name, promise: nil)
             return hello
         }
         if let reason = visitor.dropped {
@@ -156,10 +156,15 @@ struct LinkServer {
         _ replica: GuestReplica, _ welcome: Welcome, _ channel: any Channel
     ) async {
         let heartbeat = channel.eventLoop.scheduleRepeatedTask(
-            initialDelay: .milliseconds(100), delay: .milliseconds(200)
+            initialDelay: .zero, delay: .nanoseconds(Int64(Heartbeats.interval))
         ) { _ in
             session.send(
                 Heartbeat(counter: 0, sentAt: MonotonicClock.now()), generation: welcome.generation)
+            switch session.beat() {
+            case .fellSilent: Task { await replica.primaryFellSilent(session) }
+            case .spokeAgain: Task { await replica.primaryHeard(session) }
+            case nil: break
+            }
         }
         let telling = Task { await tellDigests(session, replica, welcome) }
         defer {
@@ -169,8 +174,9 @@ struct LinkServer {
         var consumed: UInt64 = 0
         var told: UInt64 = 0
         var reason = "the link was closed"
+        var ending = PrimaryWatch.Ending.lost(.disconnected)
         do {
-            while let frame = try await frames.next() {
+            while let frame = try await Self.next(&frames) {
                 session.setBusy(true)
                 let goesOn = try await replica.handle(frame, from: session)
                 session.setBusy(false)
@@ -184,7 +190,13 @@ struct LinkServer {
         } catch is CancellationError {
             // Nobody is refused: the primary waits until somebody is here again.
             reason = "the secondary was stopped"
+            ending = .orderly
+        } catch let lost as LinkLost {
+            reason = lost.description
+            log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(reason)"])
         } catch {
+            // It is this side that does not go on.
+            ending = .orderly
             reason = "\(error)"
             log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(reason)"])
             session.send(
@@ -192,7 +204,22 @@ struct LinkServer {
             )
             try? await Task.sleep(for: .milliseconds(50))
         }
-        await replica.close(session, reason: reason)
+        await replica.close(session, reason: reason, ending: ending)
+    }
+
+    /// The connection failed, with nothing wrong in what came over it.
+    private struct LinkLost: Error, CustomStringConvertible {
+        let description: String
+    }
+
+    private static func next(
+        _ frames: inout NIOAsyncChannelInboundStream<LinkFrame>.AsyncIterator
+    ) async throws -> LinkFrame? {
+        do {
+            return try await frames.next()
+        } catch let error where error is IOError || error is ChannelError || error is TLSFailure.Interrupted {
+            throw LinkLost(description: "the link was lost: \(error)")
+        }
     }
 
     /// Tells the primary what the disks hold, no faster than the link takes it. Between two frames the replica hears

@@ -1,3 +1,4 @@
+import Checkpointer
 import Link
 import NIOCore
 import Synchronization
@@ -11,6 +12,10 @@ final class LinkSession: Sendable {
     private let lastHeard: Atomic<UInt64>
     /// Set while the replica is at work and the link is not read: then silence says nothing about the primary.
     private let isBusy = Atomic(false)
+    /// Something has come since the last beat.
+    private let hasHeard = Atomic(true)
+    /// Own beats without a word of the primary; changed by ``beat()`` alone.
+    private let silentBeats = Atomic(0)
 
     init(label: String, channel: any Channel) {
         self.label = label
@@ -18,7 +23,24 @@ final class LinkSession: Sendable {
         lastHeard = Atomic(MonotonicClock.now().nanoseconds)
     }
 
-    func heard() { lastHeard.store(MonotonicClock.now().nanoseconds, ordering: .relaxed) }
+    func heard() {
+        lastHeard.store(MonotonicClock.now().nanoseconds, ordering: .relaxed)
+        hasHeard.store(true, ordering: .relaxed)
+    }
+
+    enum Change { case fellSilent, spokeAgain }
+
+    /// To be called with each heartbeat that is sent, from one thread.
+    func beat() -> Change? {
+        let before = silentBeats.load(ordering: .relaxed)
+        let isHeard = hasHeard.exchange(false, ordering: .relaxed) || isBusy.load(ordering: .relaxed)
+        silentBeats.store(isHeard ? 0 : before + 1, ordering: .relaxed)
+        if isHeard { return before >= Heartbeats.silentMax ? .spokeAgain : nil }
+        return before + 1 == Heartbeats.silentMax ? .fellSilent : nil
+    }
+
+    /// Whether the primary counts as lost, as far as the link shows.
+    var isSilent: Bool { !channel.isActive || silentBeats.load(ordering: .relaxed) >= Heartbeats.silentMax }
 
     func setBusy(_ busy: Bool) {
         isBusy.store(busy, ordering: .relaxed)

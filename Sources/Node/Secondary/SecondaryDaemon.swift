@@ -19,6 +19,12 @@ public struct SecondaryOptions: Sendable {
     public var ramDirectory: String
     /// What new replicas begin with.
     public var seeds: [DiskSeed]
+    /// A command that is run when a primary is lost; see ``HookCommand``.
+    public var onLoss: String?
+    /// A command that makes sure that a primary is off; it says so with exit code 0.
+    public var fenceCommand: String?
+    /// Start a guest whose primary is lost, once `fenceCommand` has succeeded; needs one.
+    public var autoFailover = false
     /// Length of a guest's RAM logs at which a new base is begun; nil: half of its RAM, 64 MiB or more.
     public var ramLogBytes: UInt64?
 
@@ -60,6 +66,10 @@ public final class SecondaryDaemon: Sendable {
     /// Locks the store and recovers its guests. Throws when another process holds it or a newer release made it; a
     /// single damaged guest is reported by its status and does not keep the others down.
     public static func open(options: SecondaryOptions, log: Logger) throws -> SecondaryDaemon {
+        guard !options.autoFailover || options.fenceCommand != nil else {
+            throw Store.Failed(
+                description: "--auto-failover needs --fence-command: without fencing two copies of a guest may run")
+        }
         let store = try Store.open(directory: options.store)
         let daemon = SecondaryDaemon(store: store, options: options, log: log)
         try daemon.makeSeededGuests()

@@ -149,7 +149,7 @@ final class Protection: Sendable {
 
     func waitForIdle() async throws {
         for _ in 0..<1500 {
-            if try await daemon.statuses(guest: "g").allSatisfy({ $0.state == .idle }) { return }
+            if try await daemon.statuses(guest: "g").allSatisfy({ $0.hasNoPrimary }) { return }
             try await Task.sleep(for: .milliseconds(10))
         }
         throw Failed(description: "the session does not end")

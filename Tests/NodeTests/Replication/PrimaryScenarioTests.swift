@@ -104,7 +104,7 @@ struct PrimaryScenarioTests {
             let last = primary.disk
             try primary.write(8192, 0xC2, count: 40960)
             try await primary.leave()
-            let status = try await rig.status("idle") { $0.state == .idle }
+            let status = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(status.message == "detached")
             #expect(status.committedEpoch == 2)
             #expect(try await rig.committedDisk() == last)
@@ -137,7 +137,7 @@ struct PrimaryScenarioTests {
             }
             #expect(!reason.isEmpty)
             #expect(try primary.write(0, 0xEE, count: 4096) == 0, "the guest does not notice")
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(try await rig.committedDisk() == last)
             await primary.close()
         }

@@ -43,7 +43,7 @@ struct ReplicationFailureTests {
         #expect(!rig.faults.failed.isEmpty)
         #expect(try primary.write(0, 0x33, count: 4096) == 0, "the guest goes on unharmed")
         #expect(try primary.flush() == 0)
-        let status = try await rig.status("idle") { $0.state == .idle }
+        let status = try await rig.status("no primary") { $0.hasNoPrimary }
         #expect(status.message?.contains(words) == true, "\(status.message ?? "no message")")
         #expect(status.committedEpoch == last.rawValue)
         await primary.close()
@@ -73,7 +73,7 @@ struct ReplicationFailureTests {
                 Issue.record("the session ended with \(String(describing: primary.ending))")
                 return
             }
-            let status = try await rig.status("idle") { $0.state == .idle }
+            let status = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(status.message?.isEmpty == false)
             #expect(try await rig.committedDisk() == checkpoint)
             await primary.close()
@@ -96,7 +96,7 @@ struct ReplicationFailureTests {
             }
             #expect(reason.contains("--budget"))
             try await primary.cutLink()
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(try await rig.committedDisk() == checkpoint)
             await primary.close()
         }
@@ -225,7 +225,7 @@ struct ReplicationFailureTests {
             try primary.write(0, 0x51, count: 65536)
             try await primary.cutLink()
             await primary.close()
-            let before = try await rig.status("idle") { $0.state == .idle }
+            let before = try await rig.status("no primary") { $0.hasNoPrimary }
             let replica = try DiskReplica(directory: rig.diskDirectory, durable: true)
             let active = try replica.createActive(name: "active.qcow2", after: Epoch(1))
             let failing =
@@ -282,7 +282,7 @@ struct ReplicationFailureTests {
                 try await primary.checkpoint()
             }
             try await primary.leave()
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(try Directory.names(in: rig.diskDirectory) == ["secondary.raw"])
         }
     }
@@ -307,7 +307,7 @@ struct ReplicationFailureTests {
             try primary.write(4096, 0x72, count: 65536)
             try await primary.cutLink()
             await primary.close()
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
 
             rig.faults.fail(.ioError) { $0.path.contains("/active.qcow2") }
             let unmade = await rig.daemon.answer(ControlRequest(verb: .failover, guest: "g"))

@@ -53,7 +53,7 @@ struct SecondaryScenarioTests {
             let checkpoint = primary.disk
             try primary.write(0, 0xD0, count: 65536)
             try await primary.cutLink()
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
             let replica = try DiskReplica(directory: rig.diskDirectory, durable: true)
             let active = try replica.createActive(name: "active.qcow2", after: Epoch(1))
             let outcome = try DiskTool.run(
@@ -95,7 +95,7 @@ struct SecondaryScenarioTests {
             try primary.zero(0..<100 * 512)
             try primary.write(30 * 4096 + 512, 0x41, count: 70 * 512)
             try await primary.cutLink()
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(try await rig.committedDisk() == last)
             #expect(try Directory.names(in: rig.diskDirectory) == ["secondary.raw"])
             await primary.close()
@@ -127,7 +127,7 @@ struct SecondaryScenarioTests {
             #expect(status.committedEpoch == last.rawValue)
             #expect(status.commits == last.rawValue, "none was skipped")
             try await primary.leave()
-            _ = try await rig.status("idle") { $0.state == .idle }
+            _ = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(try Directory.names(in: rig.diskDirectory) == ["secondary.raw"])
         }
     }
@@ -142,7 +142,7 @@ struct SecondaryScenarioTests {
             try primary.write(0, 0x61, count: 4096)
             try await primary.beginCheckpoint()
             _ = try await primary.waitForEnding()
-            let failed = try await rig.status("idle") { $0.state == .idle }
+            let failed = try await rig.status("no primary") { $0.hasNoPrimary }
             #expect(failed.message?.contains("secondary.raw") == true, "\(failed.message ?? "no message")")
             await primary.close()
             let again = try await started(rig, 7)
@@ -167,7 +167,7 @@ struct SecondaryScenarioTests {
         var expected = primary.disk
         try primary.write(11 * 4096, 0x82, count: 8 * 4096)
         await primary.close()
-        _ = try await rig.status("idle") { $0.state == .idle }
+        _ = try await rig.status("no primary") { $0.hasNoPrimary }
         await rig.stop()
         // The failover, without the QEMU.
         let log = Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() })

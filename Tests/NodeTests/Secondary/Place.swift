@@ -25,3 +25,8 @@ struct Place {
         try? FileTree.remove(base)
     }
 }
+
+extension GuestStatus {
+    /// Whatever became of the last one.
+    var hasNoPrimary: Bool { state == .idle || state == .primaryLost }
+}

@@ -177,10 +177,10 @@ struct LinkTLSTests {
         try await Self.withKeys { keys in
             try await Self.withServer(keys.secondary) { server in
                 let address = "\(server.address)"
-                let outcome = try await ExportFixture.offThread {
+                // It takes the handshake for done before it is refused, and may leave sooner than that.
+                _ = try await ExportFixture.offThread {
                     try Program.run("openssl", ["s_client", "-connect", address, "-tls1_3"])
                 }
-                #expect(outcome.errors.contains("certificate required"), "\(outcome.errors)")
                 #expect(await server.logs("shows no certificate"), "\(server.book.text)")
                 // TLS 1.2 with the right certificate is refused, too.
                 let own = keys.path("own/primary")
