@@ -24,5 +24,6 @@ struct ColoBlk: AsyncParsableCommand {
         subcommands: [
             Attach.self, Serve.self, Status.self, Ram.self, Failover.self, Detach.self, Doctor.self, Remove.self,
             Recover.self, Check.self, Image.self, Export.self, DiskVerbs.self, Keys.self, AgentVerb.self,
+            LinkVerb.self,
         ])
 }
