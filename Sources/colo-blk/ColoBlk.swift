@@ -23,7 +23,7 @@ struct ColoBlk: AsyncParsableCommand {
         version: ColoBlkVersion.text,
         subcommands: [
             Attach.self, Serve.self, Status.self, Ram.self, Failover.self, Detach.self, Doctor.self, Remove.self,
-            Recover.self, Check.self, Image.self, Export.self, DiskVerbs.self, Keys.self, AgentVerb.self,
+            Recover.self, Check.self, Verify.self, Image.self, Export.self, DiskVerbs.self, Keys.self, AgentVerb.self,
             LinkVerb.self,
         ])
 }

@@ -64,7 +64,7 @@ extension BadInput {
             var shown: Set<String> = []
             for verb in [
                 "", "serve", "attach", "status", "failover", "detach", "remove", "doctor", "ram info", "ram verify",
-                "image info", "image check", "image map", "image convert", "recover", "check", "disk serve",
+                "image info", "image check", "image map", "image convert", "recover", "check", "verify", "disk serve",
                 "disk checkpoint", "disk status", "disk rollback", "export", "keys create",
             ] {
                 let help = try FakeTool.run(verb.split(separator: " ").map(String.init) + ["--help"])

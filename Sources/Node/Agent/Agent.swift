@@ -30,6 +30,7 @@ public enum Agent {
             if await !relay.guardianIsGone {
                 await relay.bye(
                     reason: ending.reason, exitCode: ending.exitCode, lastCommit: session.lastCommit)
+                await relay.waitForLeave()
             }
             guard await relay.guardianIsGone else { return ending.exitCode }
             log.notice("the guardian died; restoring the guest")

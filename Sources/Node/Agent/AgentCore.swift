@@ -137,6 +137,8 @@ final class AgentCore {
     var onEnd: (AgentEnding) -> Void = { _ in }
     /// Called when the budget frees or fills, so that the migration socket can be read or left alone.
     var onPressureChange: () -> Void = {}
+    /// Closes QEMU's migration connection; set by whoever reads it.
+    var closeMigration: () -> Void = {}
     /// Called when ``owed`` was set outside of the stream's own callbacks.
     var onOwed: () -> Void = {}
 

@@ -64,13 +64,14 @@ extension AgentSession {
                 node = .object(members)
             }
             try await relay.execute("blockdev-add", node)
+            // An error of the target is the end of the session, and pauses the mirror: see GuestRestoration+Jobs.
             try await relay.execute(
                 "blockdev-mirror",
                 [
                     "job-id": .string(GuestNames.mirrorJob(index)), "device": .string(disk.node),
                     "target": .string(GuestNames.nbdNode(index)), "sync": "full", "copy-mode": "write-blocking",
                     "granularity": .whole(UInt64(KnownBlocks.blockSize)),
-                    "on-target-error": "report", "filter-node-name": .string(GuestNames.filterNode(index)),
+                    "on-target-error": "stop", "filter-node-name": .string(GuestNames.filterNode(index)),
                     "speed": .whole(UInt64(options.budgetBytes / 4)),
                 ])
         }

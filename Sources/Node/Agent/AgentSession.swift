@@ -27,6 +27,7 @@ final class AgentSession: Sendable {
     let held = Mutex<NIOLoopBound<AgentCore>?>(nil)
     /// The link, for the farewell.
     private let link = Mutex<(channel: any Channel, generation: Generation)?>(nil)
+    private let core = Mutex<NIOLoopBound<AgentCore>?>(nil)
     let end: AsyncStream<AgentEnding>.Continuation
     private let newestCommit = Mutex<Moment?>(nil)
 
@@ -80,6 +81,7 @@ final class AgentSession: Sendable {
         setup.cancel()
         progress.finish()
         await settleNetwork()
+        await stop(ending)
         await farewell(ending)
         sockets.withLock { $0 }?.remove()
         return ending
@@ -93,6 +95,7 @@ final class AgentSession: Sendable {
         sockets.withLock { $0 = directory }
         let address = try await secondaryAddress(directory, guest)
         let core = try await connect(to: address, guest: guest)
+        self.core.withLock { $0 = core }
         try await loop.submit { [self] in
             core.value.openDiskReaders = { [self] done in openDiskReaders(guest, directory, done) }
             core.value.closeDiskReaders = { [self] in Task { await stopDiskReaders(guest) } }
@@ -230,6 +233,15 @@ final class AgentSession: Sendable {
     }
 
     // MARK: The end
+
+    /// QEMU gets no more of us than answers to its mirrors, and those until the guardian has ended them.
+    private func stop(_ ending: AgentEnding) async {
+        guard let core = core.withLock({ $0 }) else { return }
+        try? await loop.submit {
+            core.value.end(ending)
+            core.value.closeMigration()
+        }.get()
+    }
 
     /// Tells the secondary why, if it still listens. Bounded: the guardian waits 300 ms at most.
     private func farewell(_ ending: AgentEnding) async {

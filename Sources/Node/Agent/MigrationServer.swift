@@ -30,6 +30,7 @@ final class MigrationHandler: ChannelInboundHandler {
         let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
         core.onPressureChange = { bound.value.0.adjustReading(bound.value.1) }
         core.onOwed = { bound.value.0.answer(bound.value.1) }
+        core.closeMigration = { bound.value.1.close(promise: nil) }
         context.fireChannelActive()
     }
 

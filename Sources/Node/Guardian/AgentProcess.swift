@@ -82,6 +82,9 @@ final class AgentProcess: Sendable {
         }
     }
 
+    /// Whether it has not ended, as far as is known.
+    var isRunning: Bool { state.withLock { $0.ending == nil } }
+
     /// SIGKILL, unless the child has ended.
     func kill() {
         state.withLock { state in

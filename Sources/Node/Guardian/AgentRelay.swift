@@ -7,7 +7,7 @@ import Units
 
 /// What the guardian wants of its agent.
 public enum AgentOrder: Sendable, Equatable {
-    /// Stop, say ``AgentRelay/bye(reason:exitCode:)`` and exit; there are 300 ms.
+    /// Stop and say ``AgentRelay/bye(reason:exitCode:lastCommit:)``; there are 300 ms.
     case detach(reason: String)
     /// The guardian died. The monitor is free: restore the guest with
     /// ``AgentRelay/restoreWithoutGuardian(eventLoop:log:)`` and exit.
@@ -95,7 +95,8 @@ public final class AgentRelay: QMPExecutor {
         return stream
     }
 
-    /// Says that the agent is done and has stopped using the guest; returns when that was sent. Exit afterwards.
+    /// Says that the agent is done and has stopped using the guest; returns when that was sent. Then wait with
+    /// ``waitForLeave(limit:)`` and exit.
     /// - Parameters:
     ///   - exitCode: 0 when all went as wished.
     ///   - lastCommit: when the last checkpoint was committed; nil when none was.
@@ -103,8 +104,22 @@ public final class AgentRelay: QMPExecutor {
         let message = RelayMessage.bye(
             reason: reason, exitCode: exitCode, lastCommit: lastCommit.map { Int64(clamping: $0.nanoseconds) })
         let promise = socket.channel.eventLoop.makePromise(of: Void.self)
-        socket.onLoop { $0.send(message, promise: promise) }
+        socket.onLoop { $0.sendBye(message, promise: promise) }
         try? await promise.futureResult.get()
+    }
+
+    /// Waits, behind ``bye(reason:exitCode:lastCommit:)``, until the guardian has restored the guest: until then QEMU's
+    /// requests are answered. Returns, too, when the guardian is gone, or after `limit`.
+    public func waitForLeave(limit: Duration = .seconds(1)) async {
+        let clock = ContinuousClock()
+        let deadline = clock.now + limit
+        while clock.now < deadline {
+            let isOver: Bool = await withCheckedContinuation { continuation in
+                socket.onLoop { continuation.resume(returning: $0.mayLeave || $0.closed) }
+            }
+            if isOver { return }
+            try? await clock.sleep(for: .milliseconds(3))
+        }
     }
 
     /// Whether the connection to the guardian has ended.
@@ -124,7 +139,7 @@ public final class AgentRelay: QMPExecutor {
             defer { client.close() }
             let restoration = GuestRestoration(
                 qmp: client, outOfBand: client.outOfBand, saved: hello.saved, log: log)
-            return await restoration.run(nbdNodes: [])
+            return await restoration.run(nbdNodes: [], mirrorsAreAnswered: true)
         } catch {
             log.error("the guest cannot be restored", metadata: ["error": "\(error)"])
             return nil

@@ -31,6 +31,9 @@ final class AgentRelayHandler: ChannelInboundHandler {
     private var nextObserver = 0
     /// The guardian's end is gone.
     private(set) var closed = false
+    private var hasSaidBye = false
+    /// The guest is restored: the agent is of no more use.
+    private(set) var mayLeave = false
 
     init(hello: EventLoopPromise<JSONValue>, heartbeat: TimeAmount, order: @escaping (AgentOrder) -> Void) {
         self.hello = hello
@@ -46,6 +49,11 @@ final class AgentRelayHandler: ChannelInboundHandler {
         }
         let buffer = context.channel.allocator.buffer(bytes: message.encoded())
         context.writeAndFlush(wrapOutboundOut(buffer), promise: promise)
+    }
+
+    func sendBye(_ message: RelayMessage, promise: EventLoopPromise<Void>) {
+        hasSaidBye = true
+        send(message, promise: promise)
     }
 
     func submit(_ command: QMPCommand, timeout: Duration, completion: @escaping Completion) {
@@ -134,6 +142,7 @@ final class AgentRelayHandler: ChannelInboundHandler {
         case .answer(let id, let result): finish(id, result)
         case .event(let event):
             for observer in observers.values { observer.yield(event) }
+        case .detach where hasSaidBye: mayLeave = true
         case .detach(let reason): order(.detach(reason: reason))
         case .command, .heartbeat, .bye: break
         }

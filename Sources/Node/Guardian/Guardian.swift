@@ -27,8 +27,11 @@ public final class Guardian: Sendable {
         public var silence: Duration = .milliseconds(500)
         /// The same until its first word.
         public var firstSign: Duration = .seconds(5)
-        /// What an agent gets to end in order.
+        /// What an agent gets to say that it has ended.
         public var grace: Duration = .milliseconds(300)
+        /// What it gets to exit from then on. It is told when the guest is restored; one that does not answer the guest's
+        /// disks until then is in the way.
+        public var patience: Duration = .milliseconds(600)
         /// Whether SIGINT and SIGTERM end the guardianship. The handlers stay in the process.
         public var handlesSignals = true
         /// Whether a guest that another guardian holds, through another monitor, is refused.
@@ -213,7 +216,7 @@ public final class Guardian: Sendable {
     ) async -> GuardianOutcome {
         if cause?.agentLeaves != true, cause != nil { agent.kill() }
         let nodes = await stopServing(relay)
-        let grace = eventLoop.scheduleTask(in: TimeAmount(configuration.grace)) { agent.kill() }
+        let grace = eventLoop.scheduleTask(in: TimeAmount(configuration.patience)) { agent.kill() }
         guard let cause else {
             send(.detach(reason: "the guest has ended"), relay)
             _ = await agent.wait()
@@ -221,9 +224,12 @@ public final class Guardian: Sendable {
             return .guestGone(reason: "QEMU closed the monitor")
         }
         log.notice("restoring the guest", metadata: ["reason": "\(cause.reason)"])
+        let answers = cause.agentLeaves && cause.exitCode != nil && agent.isRunning
         var restoration = GuestRestoration(qmp: client, outOfBand: client.outOfBand, saved: saved, log: log)
         restoration.keepsNetworkClosed = keepsNetworkClosed(cause)
-        let report = await restoration.run(nbdNodes: nodes)
+        let report = await restoration.run(nbdNodes: nodes, mirrorsAreAnswered: answers)
+        // It has answered the mirrors until now.
+        send(.detach(reason: "the guest is restored"), relay)
         let ending = await agent.wait()
         grace.cancel()
         log.notice("the guest was restored", metadata: ["report": "\(report)"])

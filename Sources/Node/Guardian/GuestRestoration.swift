@@ -3,9 +3,11 @@ import QEMU
 
 /// Puts a guest back to what it was before we came: running, unprotected, without anything of ours.
 ///
-/// The order is the order of harm. First what can hang QEMU itself (a yank of our NBD clients, out of band), then what
-/// holds packets (net filters), then what keeps the guest paused (COLO), then the rest. Every step has its own
-/// time-out, and a step that fails does not stop the next one. Running twice does no harm.
+/// The order is the order of harm. First what can hang QEMU itself (our NBD clients, yanked out of band if it does), then
+/// what holds packets (net filters), the mirror jobs, what keeps the guest paused (COLO), then the rest. Every step has
+/// its own time-out, and a step that fails does not stop the next one. Running twice does no harm.
+///
+/// Jobs end before COLO is left, and in a way of their own: see `GuestRestoration+Jobs.swift`.
 public struct GuestRestoration: Sendable {
     /// What was achieved.
     public struct Report: Sendable, Equatable, CustomStringConvertible {
@@ -39,14 +41,14 @@ public struct GuestRestoration: Sendable {
     /// How long we go on trying to get the guest to run.
     public static let patience: Duration = .seconds(30)
 
-    private let qmp: any QMPExecutor
+    let qmp: any QMPExecutor
     private let outOfBand: Bool
     private let saved: SavedGuestState?
-    private let log: Logger
+    let log: Logger
     /// Whether networks that are held stay closed: then no packet leaves until a later attach opens them, or somebody
     /// has them opened. Set for the loss of a secondary under the policy `hold`.
     public var keepsNetworkClosed = false
-    private let clock = ContinuousClock()
+    let clock = ContinuousClock()
 
     /// - Parameters:
     ///   - outOfBand: whether `qmp` may execute out-of-band commands.
@@ -69,20 +71,24 @@ public struct GuestRestoration: Sendable {
     }
 
     /// Does it all.
-    /// - Parameter nbdNodes: names of NBD nodes known to be ours, beside those that QEMU itself lists.
-    public func run(nbdNodes: Set<String>) async -> Report {
+    /// - Parameters:
+    ///   - nbdNodes: names of NBD nodes known to be ours, beside those that QEMU itself lists.
+    ///   - mirrorsAreAnswered: whether our NBD server still answers.
+    public func run(nbdNodes: Set<String>, mirrorsAreAnswered: Bool = false) async -> Report {
         let start = clock.now
         var report = Report()
-        await yank(nbdNodes)
+        await unhang(nbdNodes)
         // A network that stays closed is closed already: the agent lets nothing pass, or is gone.
         if !keepsNetworkClosed { await removeFilters(&report) }
-        // A look that failed now is repeated below.
+        let hasStopped = await endJobs(nbdNodes, answered: mirrorsAreAnswered, &report)
+        // What failed now is done again below.
         report.clean = true
         var deadline = start + Self.budget
         while true {
             let wasColo = await leaveMigration(since: start, until: deadline, &report)
-            report.guestRunning = await resume(leftColo: wasColo, until: deadline, &report)
-            if report.guestRunning || report.guestGone || !mustRun(wasColo) { break }
+            let mustRun = saved?.wasRunning ?? (wasColo || hasStopped)
+            report.guestRunning = await resume(mustRun: mustRun, until: deadline, &report)
+            if report.guestRunning || report.guestGone || !mustRun { break }
             if clock.now >= start + Self.patience { break }
             guard clock.now >= deadline else { continue }
             // A guest that stands still is worse than a restoration that takes long.
@@ -93,7 +99,10 @@ public struct GuestRestoration: Sendable {
         if report.guestRunning { report.timeToRunning = clock.now - start }
         guard !report.guestGone else { return report }
         let rest = max(deadline, clock.now + .milliseconds(200))
-        await removeJobs(&report, until: rest)
+        if await !cancelJobs(force: true, until: rest, &report) {
+            report.clean = false
+            report.problems.append("block jobs of ours do not end")
+        }
         await removeExports(&report)
         await removeNodes(&report, until: rest)
         await removeFilters(&report)
@@ -105,12 +114,10 @@ public struct GuestRestoration: Sendable {
         return report
     }
 
-    private func mustRun(_ leftColo: Bool) -> Bool { saved?.wasRunning ?? leftColo }
-
     // MARK: Steps
 
     /// Cuts the connections of our NBD clients, so that requests which nobody answers fail now.
-    private func yank(_ known: Set<String>) async {
+    func yank(_ known: Set<String>) async {
         var names = known
         let listed = try? await qmp.execute(
             "query-yank", arguments: nil, oob: outOfBand, timeout: .milliseconds(100))
@@ -226,7 +233,7 @@ public struct GuestRestoration: Sendable {
 
     /// Continues the guest when it was running before and our migration stopped it.
     private func resume(
-        leftColo: Bool, until deadline: ContinuousClock.Instant, _ report: inout Report
+        mustRun: Bool, until deadline: ContinuousClock.Instant, _ report: inout Report
     ) async -> Bool {
         while clock.now < deadline {
             guard let answer = await attempt("query-status", nil, &report) else {
@@ -234,7 +241,7 @@ public struct GuestRestoration: Sendable {
                 continue
             }
             if answer["running"]?.boolValue == true { return true }
-            guard mustRun(leftColo) else { return false }
+            guard mustRun else { return false }
             switch answer["status"]?.stringValue ?? "" {
             case "paused", "postmigrate", "finish-migrate", "colo", "prelaunch":
                 _ = await attempt("cont", nil, &report)
@@ -246,28 +253,6 @@ public struct GuestRestoration: Sendable {
             try? await clock.sleep(for: .milliseconds(4))
         }
         return false
-    }
-
-    private func removeJobs(_ report: inout Report, until deadline: ContinuousClock.Instant) async {
-        var cancelled: Set<String> = []
-        while true {
-            guard let jobs = await attempt("query-block-jobs", nil, &report)?.arrayValue else {
-                report.clean = false
-                return
-            }
-            let ours = jobs.compactMap { $0["device"]?.stringValue }.filter(GuestNames.isOurs)
-            guard !ours.isEmpty else { return }
-            guard clock.now < deadline else {
-                report.clean = false
-                report.problems.append("block jobs of ours do not end: \(ours.joined(separator: ", "))")
-                return
-            }
-            for job in ours where cancelled.insert(job).inserted {
-                let arguments: JSONValue = ["device": .string(job), "force": true]
-                if await attempt("block-job-cancel", arguments, &report) != nil { report.removed += 1 }
-            }
-            try? await clock.sleep(for: .milliseconds(5))
-        }
     }
 
     /// Exports through which we read the guest's disks, and QEMU's NBD server, which we have started for them.
@@ -344,10 +329,11 @@ public struct GuestRestoration: Sendable {
 
     // MARK: Helpers
 
-    private var stepTimeout: Duration { .milliseconds(250) }
+    var stepTimeout: Duration { .milliseconds(250) }
 
     /// Executes one command; an error is logged and noted, once per wording.
-    private func attempt(_ name: String, _ arguments: JSONValue?, _ report: inout Report) async -> JSONValue? {
+    @discardableResult
+    func attempt(_ name: String, _ arguments: JSONValue?, _ report: inout Report) async -> JSONValue? {
         do {
             return try await qmp.execute(name, arguments, timeout: stepTimeout)
         } catch {

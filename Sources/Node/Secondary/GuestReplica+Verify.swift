@@ -250,7 +250,10 @@ extension GuestReplica {
         await Task.yield()
         let start = entry.block * UInt64(DiskDigests.blockSize)
         let length = min(UInt64(DiskDigests.blockSize), size - start)
-        let bytes = AlignedBuffer(minimumCount: DiskDigests.blockSize).slice(0, Int(length))
+        let buffer = AlignedBuffer(minimumCount: DiskDigests.blockSize)
+        // The slice does not keep it alive.
+        defer { withExtendedLifetime(buffer) {} }
+        let bytes = buffer.slice(0, Int(length))
         try store.readView(disk, epoch, ByteRange(offset: start, length: length), into: bytes)
         return BlockDigest.of(UnsafeRawBufferPointer(bytes)) != entry.digest
     }

@@ -126,6 +126,10 @@ final class Secondary {
         try verbs.run(["ram", verb, guest, "--store", store] + options, within: 300)
     }
 
+    func verify(_ guest: String, _ options: [String] = []) throws -> Verbs.Result {
+        try verbs.run(["verify", guest, "--store", store] + options, within: 300)
+    }
+
     func remove(_ guest: String) throws {
         let result = try run("remove", guest)
         guard result.code == 0 else { throw TestFailure("remove \(guest) exits with \(result.code): \(result.error)") }

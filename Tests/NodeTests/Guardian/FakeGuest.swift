@@ -24,6 +24,9 @@ final class FakeGuest: Sendable {
         ]
         /// The main loop hangs until this node is yanked.
         var hangsOn: String?
+        /// Cancelled jobs end only when this node is yanked.
+        var jobsWaitFor: String?
+        var jobsAreReady = true
         /// Commands that are never answered.
         var unanswered: Set<String> = []
         /// Everything executed, `oob:` before out-of-band ones.
@@ -96,7 +99,8 @@ final class FakeGuest: Sendable {
     /// The answer to one command; nil: none now.
     fileprivate func answer(_ name: String, _ arguments: JSONValue?, oob: Bool) -> Result<JSONValue, QMPCommandError>? {
         state.withLock { state in
-            state.log.append((oob ? "oob:" : "") + name)
+            let force = arguments?["force"]?.boolValue == true ? " by force" : ""
+            state.log.append((oob ? "oob:" : "") + name + force)
             if state.unanswered.contains(name) { return nil }
             if name == "yank" { return yank(arguments, &state) }
             if state.hangsOn != nil, !oob { return nil }
@@ -114,6 +118,10 @@ final class FakeGuest: Sendable {
             return refuse("Instance not found")
         }
         if state.hangsOn == node { state.hangsOn = nil }
+        if state.jobsWaitFor == node {
+            state.jobsWaitFor = nil
+            state.jobs.removeAll(where: GuestNames.isOurs)
+        }
         return .success([:])
     }
 
@@ -127,7 +135,9 @@ final class FakeGuest: Sendable {
             return .success(
                 .array(state.capabilities.map { ["capability": .string($0.key), "state": .bool($0.value)] }))
         case "query-migrate-parameters": return .success(.object(state.parameters))
-        case "query-block-jobs": return .success(.array(state.jobs.map { ["device": .string($0)] }))
+        case "query-block-jobs":
+            let isReady = state.jobsAreReady
+            return .success(.array(state.jobs.map { ["device": .string($0), "ready": .bool(isReady)] }))
         case "query-named-block-nodes": return .success(.array(state.nodes.map { ["node-name": .string($0)] }))
         case "query-chardev": return .success(.array(state.chardevs.map { ["label": .string($0)] }))
         case "qom-list": return .success(.array(state.objects.map { ["name": .string($0)] }))
@@ -145,9 +155,11 @@ final class FakeGuest: Sendable {
             guard state.migration == "colo" else { return refuse("VM is not in COLO mode") }
             state.migration = "completed"
             (state.running, state.status) = (true, "running")
+        case "stop": (state.running, state.status) = (false, "paused")
         case "migrate_cancel": state.migration = "cancelled"
         case "cont": (state.running, state.status) = (true, "running")
         case "block-job-cancel":
+            guard state.jobsWaitFor == nil else { break }
             state.jobs.removeAll { $0 == arguments?["device"]?.stringValue }
         case "blockdev-add": state.nodes.append(arguments?["node-name"]?.stringValue ?? "?")
         case "blockdev-del":

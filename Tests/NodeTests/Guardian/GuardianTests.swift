@@ -89,6 +89,96 @@ import Testing
         expectRestored(guest.state.withLock { $0 })
         let log = guest.log
         #expect(!log.contains("migrate_cancel"), "a cancel may fall into COLO")
+        // A job must not end while QEMU stops the guest to leave COLO.
+        let cancel = try #require(log.firstIndex(of: "block-job-cancel by force"))
+        let leave = try #require(log.firstIndex(of: "x-colo-lost-heartbeat"))
+        #expect(cancel < leave, "\(log)")
+        #expect(log[cancel..<leave].contains("query-block-jobs"), "the job's end is waited for: \(log)")
+        #expect(!log.contains("oob:yank") && !log.contains("stop"), "QEMU answers, the guest stands still: \(log)")
+        await guest.stop()
+    }
+
+    /// A guest that runs between two checkpoints, with our mirror.
+    private static func mirrored() -> FakeGuest.State {
+        var state = FakeGuest.State()
+        state.migration = "colo"
+        state.jobs = ["users-own-job", "colo-blk-mirror-0"]
+        state.nodes = ["disk0", "colo-blk-nbd-0"]
+        return state
+    }
+
+    @Test func aMirrorWhoseAgentIsDeadIsCancelledWhileTheGuestIsStopped() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.2; kill -9 $$")
+        let (outcome, _) = try await run(guardian, guest, breaking: Self.mirrored())
+        #expect(outcome.guestIsSafe, "\(outcome)")
+        let log = guest.log
+        let stop = try #require(log.firstIndex(of: "stop"), "\(log)")
+        let cancel = try #require(log.firstIndex(of: "block-job-cancel by force"), "\(log)")
+        let leave = try #require(log.firstIndex(of: "x-colo-lost-heartbeat"), "\(log)")
+        #expect(stop < cancel && cancel < leave, "\(log)")
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    /// Leaves as an agent does: says bye when it is told to end, and exits when it is told so.
+    private static let obedient =
+        "n=0; (\(beating)) & b=$!; while read -r line <&0; do case $line in *detach*) n=$((n+1)); kill $b; "
+        + #"[ $n = 2 ] && exit 0; echo '{"bye":{"reason":"told to","exit":0}}' >&3;; esac; done"#
+
+    @Test func aMirrorThatIsAnsweredIsAskedToFinishAndTheAgentStaysForThat() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: Self.obedient)
+        let (outcome, _) = try await run(guardian, guest, breaking: Self.mirrored()) {
+            try await Task.sleep(for: .milliseconds(200))
+            guardian.requestDetach(reason: "by hand")
+        }
+        guard case .detached("by hand", let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.guestRunning && report.clean)
+        let log = guest.log
+        let cancel = try #require(log.firstIndex(of: "block-job-cancel"), "\(log)")
+        #expect(try cancel < #require(log.firstIndex(of: "x-colo-lost-heartbeat")), "\(log)")
+        #expect(!log.contains("stop") && !log.contains("block-job-cancel by force"), "\(log)")
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test func aMirrorThatIsNotReadyIsCancelledWhileTheGuestIsStopped() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: Self.obedient)
+        var state = Self.mirrored()
+        (state.migration, state.jobsAreReady) = ("none", false)
+        let (outcome, _) = try await run(guardian, guest, breaking: state) {
+            try await Task.sleep(for: .milliseconds(200))
+            guardian.requestDetach(reason: "by hand")
+        }
+        #expect(outcome.guestIsSafe, "\(outcome)")
+        let log = guest.log
+        let order = ["stop", "block-job-cancel by force", "cont"].map { log.firstIndex(of: $0) ?? -1 }
+        #expect(order[0] >= 0 && order == order.sorted(), "\(log)")
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test func jobsThatWaitForAServerThatIsGoneAreYanked() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.2; kill -9 $$")
+        var state = Self.midCheckpoint()
+        state.jobsWaitFor = "colo-blk-nbd-0"
+        let (outcome, time) = try await run(guardian, guest, breaking: state)
+        guard case .agentFailed(_, _, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.guestRunning && report.clean, "\(report)")
+        #expect(time < .milliseconds(1_200), "0.2 s of it are the agent's life")
+        let log = guest.log
+        let yank = try #require(log.firstIndex(of: "oob:yank"))
+        #expect(try yank < #require(log.firstIndex(of: "x-colo-lost-heartbeat")), "\(log)")
+        expectRestored(guest.state.withLock { $0 })
         await guest.stop()
     }
 
