@@ -8,7 +8,7 @@ enum Settings {
     static var binary: String? { environment["COLO_BLK_BIN"] }
 
     /// kill -9 of QEMU in the whole run, spread over three workloads.
-    static var kills: Int { number("COLO_BLK_KILLS") ?? (isFull ? 21 : 6) }
+    static var kills: Int { number("COLO_BLK_KILLS") ?? (isFull ? 21 : 3) }
 
     /// Deaths of the agent at random moments of fast checkpoints.
     static var agentDeaths: Int { number("COLO_BLK_AGENT_DEATHS") ?? (isFull ? 30 : 5) }
