@@ -17,7 +17,6 @@ extension AgentSession {
         let closesOnLoss = options.closesNetworkOnLoss
         let log = log
         let limit = UInt64(options.budgetBytes / 4)
-        held.withLock { $0 = core }
         try await loop.submit { [self] in
             let network = HeldNetwork(
                 limit: limit, first: core.value.settings.firstEpoch, isClosed: isClosed, closesOnLoss: closesOnLoss,
@@ -35,7 +34,7 @@ extension AgentSession {
 
     /// Waits until QEMU has taken the packets that the end of the session let out; bounded, since the guardian waits.
     func settleNetwork() async {
-        guard let core = held.withLock({ $0 }) else { return }
+        guard let core = core.withLock({ $0 }) else { return }
         let loop = loop
         let settled = loop.flatSubmit {
             core.value.network?.settle(within: .milliseconds(100), loop: loop) ?? loop.makeSucceededVoidFuture()

@@ -23,11 +23,10 @@ final class AgentSession: Sendable {
     private let endings: AsyncStream<AgentEnding>
     /// Where QEMU's sockets are, to be removed at the end.
     private let sockets = Mutex<SocketDirectory?>(nil)
-    /// The session whose network is held, for what it lets out at the end.
-    let held = Mutex<NIOLoopBound<AgentCore>?>(nil)
     /// The link, for the farewell.
     private let link = Mutex<(channel: any Channel, generation: Generation)?>(nil)
-    private let core = Mutex<NIOLoopBound<AgentCore>?>(nil)
+    /// Made with the link; for the end.
+    let core = Mutex<NIOLoopBound<AgentCore>?>(nil)
     let end: AsyncStream<AgentEnding>.Continuation
     private let newestCommit = Mutex<Moment?>(nil)
 
@@ -80,8 +79,8 @@ final class AgentSession: Sendable {
         orders.cancel()
         setup.cancel()
         progress.finish()
-        await settleNetwork()
         await stop(ending)
+        await settleNetwork()
         await farewell(ending)
         sockets.withLock { $0 }?.remove()
         return ending

@@ -53,12 +53,10 @@ final class AgentProcess: Sendable {
     ) async -> Ending {
         var options = PlatformOptions()
         options.processGroupID = 0
-        let updates = Dictionary(
-            uniqueKeysWithValues: environment.map { (Environment.Key(stringLiteral: $0.key), Optional($0.value)) })
         do {
             let result = try await Subprocess.run(
                 .path(FilePath(executable)), arguments: Arguments(arguments),
-                environment: .inherit.updating(updates), platformOptions: options,
+                environment: .inherit.setting(environment), platformOptions: options,
                 input: .fileDescriptor(FileDescriptor(rawValue: standardInput), closeAfterSpawningProcess: true),
                 output: .currentStandardOutput, error: .currentStandardError
             ) { execution in

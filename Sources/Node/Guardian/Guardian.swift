@@ -224,7 +224,7 @@ public final class Guardian: Sendable {
             return .guestGone(reason: "QEMU closed the monitor")
         }
         log.notice("restoring the guest", metadata: ["reason": "\(cause.reason)"])
-        let answers = cause.agentLeaves && cause.exitCode != nil && agent.isRunning
+        let answers = cause.agentLeaves && agent.isRunning
         var restoration = GuestRestoration(qmp: client, outOfBand: client.outOfBand, saved: saved, log: log)
         restoration.keepsNetworkClosed = keepsNetworkClosed(cause)
         let report = await restoration.run(nbdNodes: nodes, mirrorsAreAnswered: answers)

@@ -71,7 +71,7 @@ extension GuestReplica {
     private func listen(_ options: ExportOptions, _ number: Int, _ epoch: Epoch) async throws -> ExportServer {
         let address = try Address(parsing: options.address)
         var configuration = ExportServer.Configuration()
-        configuration.tls = try options.tls.map { files throws(TLSRefused) in try ExportTLS(files, mode: .required) }
+        configuration.tls = try options.tls.map { try ExportTLS.required($0) }
         configuration.connections = 16
         let exports = store.diskDescriptions.enumerated().map { index, disk in
             ExportServer.Export(

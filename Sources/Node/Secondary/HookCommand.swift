@@ -34,8 +34,6 @@ struct HookCommand: Sendable {
 
     /// Runs it to its end.
     func run(environment: [String: String]) async -> Outcome {
-        let updates = Dictionary(
-            uniqueKeysWithValues: environment.map { (Environment.Key(stringLiteral: $0.key), Optional($0.value)) })
         var options = PlatformOptions()
         options.processGroupID = 0
         let deadline = Deadline()
@@ -43,7 +41,7 @@ struct HookCommand: Sendable {
         do {
             let limit = limit
             let result = try await Subprocess.run(
-                .path("/bin/sh"), arguments: ["-c", text], environment: .inherit.updating(updates),
+                .path("/bin/sh"), arguments: ["-c", text], environment: .inherit.setting(environment),
                 platformOptions: options, input: .none, output: .currentStandardError, error: .currentStandardError
             ) { execution in
                 deadline.start(limit, processGroup: execution.processIdentifier.value)
