@@ -144,6 +144,24 @@ struct DirectFileTests {
         _ = try FileLock(path: path)
     }
 
+    @Test("a lock that a child has for the moment between its fork and its program is waited for")
+    func lockOfAChild() throws {
+        let scratch = try Scratch(below: places[0])
+        let path = scratch.path + "/lock"
+        let letGo = DispatchSemaphore(value: 0)
+        let isHeld = DispatchSemaphore(value: 0)
+        Thread.detachNewThread {
+            let held = try? FileLock(path: path)
+            isHeld.signal()
+            letGo.wait()
+            Thread.sleep(forTimeInterval: 0.02)
+            withExtendedLifetime(held) {}
+        }
+        isHeld.wait()
+        letGo.signal()
+        #expect(throws: Never.self) { _ = try FileLock(path: path) }
+    }
+
     @Test("a mapping and its file are the same bytes; holes in it read as zeroes", arguments: places)
     func mapping(place: String) throws {
         let scratch = try Scratch(below: place)
