@@ -386,6 +386,7 @@ final class GuestStore {
         try finishRollback()
         try session?.ram?.discardOpenEpoch()
         session = nil
+        try stopDisks()
         try commitFile.append(durable: true) { sequence in
             var new = old
             new.sequence = sequence
@@ -394,6 +395,12 @@ final class GuestStore {
             return new
         }
         witness = try CheckpointWitness.take(of: diskFolders)
+    }
+
+    /// What the open epoch has buffered is forgotten, and what is being drained, or removed, is done: from now on nobody
+    /// writes below the guest's own disks but the guest.
+    private func stopDisks() throws {
+        for disk in disks where disk.replica.state.stage == .running { try disk.replica.beginFailover() }
     }
 
     /// A rollback that failed has left a secondary disk between two moments, and perhaps a hidden disk over one that is

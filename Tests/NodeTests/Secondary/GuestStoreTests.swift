@@ -1,5 +1,6 @@
 import AsyncIO
 import Checkpointer
+import Glibc
 import Logging
 import TestSupport
 import Testing
@@ -106,6 +107,27 @@ struct GuestStoreTests {
         try store.endSession()
         try check(store, place, holds: committed, "after the session")
         #expect(store.committed > .none)
+    }
+
+    @Test("what the open epoch had buffered does not reach the disks behind a promotion")
+    func promotionStopsTheDrain() throws {
+        let place = try Place()
+        defer { place.remove() }
+        try GuestStore.create(directory: place.directory)
+        let machine = TestMachine(
+            disk: [UInt8](repeating: 1, count: 48 << 20),
+            ram: TestPrimary.blocks.map { [UInt8](repeating: 0, count: $0.1) },
+            device: [])
+        let store = try open(place)
+        let primary = TestPrimary(store: store, machine: machine, random: SplitMix64(seed: 3), durability: .memory)
+        try primary.begin()
+        _ = try run(primary, steps: 25)
+        for index in primary.machine.disk.indices { primary.machine.disk[index] = 2 }
+        try primary.writeDisk()
+        try store.promote()
+        try store.rememberCheckpoint()
+        usleep(500_000)
+        try store.checkUnmerged()
     }
 
     @Test("a promoted replica keeps its hidden disks, has a new generation, and stays promoted after a restart")

@@ -52,9 +52,7 @@ final class TestPrimary {
             RamLayoutPayload(
                 ramSectionID: 2, configuration: [0, 0, 0, 4] + Array("none".utf8),
                 blocks: blocks.map { RamLayoutPayload.Block(name: $0.0, length: UInt64($0.1)) }))
-        try machine.disk.withUnsafeBytes { bytes in
-            try store.write(epoch: epoch, try DiskWrite.decode(frame(0, bytes)))
-        }
+        try writeDisk()
     }
 
     static func identity() throws -> [UInt8] {
@@ -97,6 +95,16 @@ final class TestPrimary {
                 try bytes.withUnsafeBytes { data in
                     try store.write(epoch: epoch, try DiskWrite.decode(frame(UInt64(range.lowerBound), data)))
                 }
+            }
+        }
+    }
+
+    /// All of the disk, in the open epoch.
+    func writeDisk() throws {
+        try machine.disk.withUnsafeBytes { bytes in
+            for start in stride(from: 0, to: bytes.count, by: 1 << 20) {
+                let piece = UnsafeRawBufferPointer(rebasing: bytes[start..<min(start + (1 << 20), bytes.count)])
+                try store.write(epoch: epoch, try DiskWrite.decode(frame(UInt64(start), piece)))
             }
         }
     }
