@@ -6,7 +6,7 @@ import Units
 /// secondary the other way round. The sides see the two directions merged differently; the rules are such that a frame
 /// which is legal where it was sent is legal where it arrives.
 ///
-/// First the secondary tells what its disks hold (digests). Then, per epoch: disk frames while it is open; `request`,
+/// First the secondary tells what its disks hold (digests), and when it has the layout what its RAM cache holds. Then, per epoch: disk frames while it is open; `request`,
 /// `reply`; `send` ends it for disk frames; RAM batches, digests and figures; `size`; device state; `seal`; then
 /// `received` (or `ready` after the initial copy) and `loaded`.
 struct EpochFlow: Equatable {
@@ -34,6 +34,8 @@ struct EpochFlow: Equatable {
     private(set) var hasDigests = false
     private var hasIdentity = false
     private var hasLayout = false
+    /// Whether the secondary has told what its RAM cache holds. Until then it must not get pages.
+    private(set) var hasKnown = false
     /// By command: the newest epoch for which it was said; before the first time, the epoch before its first.
     private var said: [Epoch]
 
@@ -94,7 +96,7 @@ struct EpochFlow: Equatable {
         case .seal: return seal(info)
         case .command(let command): return forward(command, info)
         case .heartbeat: return outsideEpochs(info)
-        case .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify, .diskVerify, .ramRepair:
+        case .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify, .diskVerify, .ramRepair, .ramKnown:
             return "a primary does not send this within a session"
         }
         return nil
@@ -117,6 +119,7 @@ struct EpochFlow: Equatable {
     private func ramBatch(_ info: FrameInfo) -> String? {
         guard info.epoch == unsealed else { return "RAM batches belong to epoch \(unsealed) now" }
         guard hasLayout else { return "ramLayout comes before the first RAM batch" }
+        guard hasKnown else { return "the last ramKnown comes before the first RAM batch" }
         switch phase {
         case .open: return unsealed == first ? nil : "RAM batches come after send(\(unsealed))"
         case .ram: return nil
@@ -173,6 +176,7 @@ struct EpochFlow: Equatable {
         case .size:
             guard info.epoch == unsealed, phase == .ram else { return "size comes once, after send(\(unsealed))" }
             guard hasLayout else { return "ramLayout comes before size(\(first))" }
+            guard hasKnown else { return "the last ramKnown comes before size(\(first))" }
             guard info.value > 0, info.value <= Self.deviceStateMax else {
                 return "device state has 1 to \(Self.deviceStateMax) bytes"
             }
@@ -217,6 +221,10 @@ struct EpochFlow: Equatable {
             guard !hasDigests else { return "diskDigests come once, and their last frame was here" }
             if let wrong = outsideEpochs(info) { return wrong }
             hasDigests = info.value == 1
+        case .ramKnown:
+            guard hasLayout, !hasKnown else { return "ramKnown answers ramLayout, up to the last one" }
+            if let wrong = outsideEpochs(info) { return wrong }
+            hasKnown = info.value == 1
         case .command(let command):
             return backward(command, info)
         default:

@@ -19,6 +19,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case credit
         /// Digests of what the secondary holds, the last ones or not.
         case digests(isLast: Bool)
+        /// Digests of what the secondary's RAM cache holds, the last ones or not.
+        case known(isLast: Bool)
         /// The secondary asks for page digests of the next checkpoint.
         case verifyRam
         /// The secondary asks about blocks of a disk.
@@ -66,6 +68,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
     public var uncommittedSealed: UInt64 { flow?.uncommittedSealed ?? 0 }
     /// Whether `send` was said for an epoch that is not sealed yet.
     public var isTransferring: Bool { flow?.isTransferring ?? false }
+    /// Whether the secondary has told what its RAM cache holds, so that RAM batches may be sent.
+    public var isRamKnown: Bool { flow?.hasKnown ?? false }
     /// Whether the initial copy is committed, `send` may follow a request, and the number of uncommitted epochs allows
     /// another checkpoint.
     public var mayCheckpoint: Bool {
@@ -175,6 +179,7 @@ public struct PrimaryProtocol: Sendable, Equatable {
         case .ramRepair: .repairRam
         case .heartbeat: .echoed
         case .diskDigests: .digests(isLast: info.value == 1)
+        case .ramKnown: .known(isLast: info.value == 1)
         default: preconditionFailure("\(info.frame) is never legal in the flow of a primary")
         }
     }

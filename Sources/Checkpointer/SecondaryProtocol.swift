@@ -107,7 +107,7 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case .command(.size): .expectDeviceState(info.epoch, bytes: info.value)
         case .heartbeat: .echo
         case .command, .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify,
-            .diskVerify, .ramRepair:
+            .diskVerify, .ramRepair, .ramKnown:
             preconditionFailure("\(info.frame) is never legal in the flow of a secondary")
         }
     }
@@ -125,6 +125,14 @@ public struct SecondaryProtocol: Sendable, Equatable {
         guard case .running(var flow) = state else { throw ours(.diskDigests, .none, "no session is running") }
         let info = FrameInfo(.diskDigests, generation: flow.generation, value: isLast ? 1 : 0)
         if let wrong = flow.toPrimary(info) { throw ours(.diskDigests, .none, wrong) }
+        state = .running(flow)
+    }
+
+    /// Digests of what the RAM cache holds go out, in answer to the layout. RAM batches are refused until `isLast` was said.
+    public mutating func sendKnown(isLast: Bool) throws(ProtocolViolation) {
+        guard case .running(var flow) = state else { throw ours(.ramKnown, .none, "no session is running") }
+        let info = FrameInfo(.ramKnown, generation: flow.generation, value: isLast ? 1 : 0)
+        if let wrong = flow.toPrimary(info) { throw ours(.ramKnown, .none, wrong) }
         state = .running(flow)
     }
 

@@ -19,6 +19,7 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
     case ramVerify
     case ramDigests
     case ramFigures
+    case ramKnown
     case diskVerify
     case diskCheck
     case ramRepair
@@ -31,7 +32,8 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
         (23, .ramBatch, "ramBatch"), (24, .deviceState, "deviceState"), (25, .seal, "seal"), (26, .credit, "credit"),
         (27, .heartbeat, "heartbeat"), (28, .bye, "bye"), (29, .identity, "identity"),
         (30, .diskDigests, "diskDigests"), (31, .ramVerify, "ramVerify"), (32, .ramDigests, "ramDigests"),
-        (33, .ramFigures, "ramFigures"), (40, .diskVerify, "diskVerify"), (41, .diskCheck, "diskCheck"),
+        (33, .ramFigures, "ramFigures"), (34, .ramKnown, "ramKnown"),
+        (40, .diskVerify, "diskVerify"), (41, .diskCheck, "diskCheck"),
         (42, .ramRepair, "ramRepair"), (43, .primaryFigures, "primaryFigures"),
     ]
 

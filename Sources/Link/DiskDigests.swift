@@ -23,8 +23,6 @@ public struct DiskDigests: Equatable, Sendable, LinkPayload {
     public static let blockSize = 64 << 10
     /// Bytes before the runs.
     static let prefixLength = 12
-    private static let dataFlag: UInt32 = 1 << 31
-
     /// Index into ``Hello/disks``.
     public var disk: Int
     /// Whether this is the last frame of its kind: now all blocks of all disks have been told of.
@@ -50,19 +48,7 @@ public struct DiskDigests: Equatable, Sendable, LinkPayload {
         writer.write(isLast ? UInt8(1) : 0)
         writer.write(UInt8(0))
         writer.write(first)
-        for run in runs {
-            precondition(run.count > 0 && run.count <= Int32.max, "a run has 1 to 2^31-1 blocks")
-            switch run {
-            case .zeroes(let count):
-                writer.write(UInt32(count))
-            case .data(let digests):
-                writer.write(UInt32(digests.count) | Self.dataFlag)
-                for digest in digests {
-                    writer.write(digest.high)
-                    writer.write(digest.low)
-                }
-            }
-        }
+        for run in runs { run.encode(into: &writer) }
     }
 
     public static func decode(_ payload: UnsafeRawBufferPointer) throws(LinkError) -> DiskDigests {
@@ -74,17 +60,38 @@ public struct DiskDigests: Equatable, Sendable, LinkPayload {
         guard reserved == 0 else { throw reader.bad("reserved byte", at: 3, "is \(reserved), not 0") }
         let first: UInt64 = try reader.read()
         var runs: [Run] = []
-        while reader.remaining > 0 { runs.append(try run(&reader)) }
+        while reader.remaining > 0 { runs.append(try Run(&reader)) }
         guard last == 1 || !runs.isEmpty else { throw reader.bad("runs", at: prefixLength, "are missing") }
         return DiskDigests(disk: disk, isLast: last == 1, first: first, runs: runs)
     }
+}
 
-    private static func run(_ reader: inout PayloadReader) throws(LinkError) -> Run {
+extension DiskDigests.Run {
+    private static let dataFlag: UInt32 = 1 << 31
+
+    func encode(into writer: inout ByteWriter) {
+        precondition(count > 0 && count <= Int32.max, "a run has 1 to 2^31-1 blocks")
+        switch self {
+        case .zeroes(let count):
+            writer.write(UInt32(count))
+        case .data(let digests):
+            writer.write(UInt32(digests.count) | Self.dataFlag)
+            for digest in digests {
+                writer.write(digest.high)
+                writer.write(digest.low)
+            }
+        }
+    }
+
+    init(_ reader: inout PayloadReader) throws(LinkError) {
         let start = reader.offset
         let head: UInt32 = try reader.read()
-        let count = Int(head & ~dataFlag)
+        let count = Int(head & ~Self.dataFlag)
         guard count > 0 else { throw reader.bad("run", at: start, "has no blocks") }
-        guard head & dataFlag != 0 else { return .zeroes(count) }
+        guard head & Self.dataFlag != 0 else {
+            self = .zeroes(count)
+            return
+        }
         // Nothing is allocated for digests that are not there.
         guard count <= reader.remaining / BlockDigest.length else {
             throw reader.bad("run", at: start, "announces \(count) digests in \(reader.remaining) bytes")
@@ -92,6 +99,6 @@ public struct DiskDigests: Equatable, Sendable, LinkPayload {
         var digests: [BlockDigest] = []
         digests.reserveCapacity(count)
         for _ in 0..<count { digests.append(BlockDigest(high: try reader.read(), low: try reader.read())) }
-        return .data(digests)
+        self = .data(digests)
     }
 }

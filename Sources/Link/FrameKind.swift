@@ -27,6 +27,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
     case ramVerify = 31
     case ramDigests = 32
     case ramFigures = 33
+    case ramKnown = 34
     case diskVerify = 40
     case diskCheck = 41
     case ramRepair = 42
@@ -60,6 +61,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .ramVerify: "ramVerify"
         case .ramDigests: "ramDigests"
         case .ramFigures: "ramFigures"
+        case .ramKnown: "ramKnown"
         case .diskVerify: "diskVerify"
         case .diskCheck: "diskCheck"
         case .ramRepair: "ramRepair"
@@ -91,6 +93,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .ramVerify: RamVerify.length...RamVerify.length
         case .ramDigests: RamDigests.lengths
         case .ramFigures: RamFigures.length...RamFigures.length
+        case .ramKnown: RamKnown.lengths
         case .diskVerify: DiskVerify.length...DiskVerify.length
         case .diskCheck: DiskCheck.lengths
         case .ramRepair: RamRepair.lengths

@@ -152,6 +152,12 @@ public final class PageBatchEncoder {
         take(.raw, tagAt: start, address)
     }
 
+    /// Counts a page that the receiver is known to hold already.
+    public func skipKnown() {
+        statistics.pages += 1
+        statistics.identical += 1
+    }
+
     /// Adds a page that is known to be zero; its shadow is cleared. Traps when the batch is full.
     ///
     /// - Returns: false when the shadow was zero already and the page was dropped.

@@ -19,7 +19,7 @@ struct PrimaryProtocolTests {
     /// Compares what may be sent, with its epoch, and what may arrive, with all that could be.
     private static func check(
         _ machine: PrimaryProtocol, sends legal: [String: UInt64], arrivals: [Command: UInt64], digests: Bool = false,
-        _ name: String
+        known: Bool = false, _ name: String
     ) {
         for (what, send) in sends {
             var copy = machine
@@ -42,6 +42,7 @@ struct PrimaryProtocolTests {
                         if [.credit, .heartbeat, .ramVerify, .diskVerify, .ramRepair].contains(frame) {
                             isLegal = epoch == 0
                         }
+                        if frame == .ramKnown { isLegal = known && epoch == 0 }
                         if frame == .diskDigests { isLegal = digests && epoch == 0 }
                     }
                     #expect(
@@ -76,7 +77,13 @@ struct PrimaryProtocolTests {
             machine, sends: ["identity": 5, "ramLayout": 5, "disk": 5, "boundary": 5], arrivals: [:], "compared")
         _ = try machine.sendIdentity()
         _ = try machine.sendRamLayout()
-        Self.check(machine, sends: ["disk": 5, "ram": 5, "boundary": 5], arrivals: [:], "layout out")
+        Self.check(machine, sends: ["disk": 5, "boundary": 5], arrivals: [:], known: true, "layout out")
+        #expect(try machine.received(Self.info(.ramKnown, 0)) == .known(isLast: false))
+        Self.check(machine, sends: ["disk": 5, "boundary": 5], arrivals: [:], known: true, "known")
+        #expect(!machine.isRamKnown)
+        let lastKnown = FrameInfo(.ramKnown, generation: Generation(3), value: 1)
+        #expect(try machine.received(lastKnown) == .known(isLast: true) && machine.isRamKnown)
+        Self.check(machine, sends: ["disk": 5, "ram": 5, "boundary": 5], arrivals: [:], "all known")
         _ = try machine.sendBoundary()
         Self.check(machine, sends: ["disk": 6, "ram": 5, "size": 5], arrivals: [:], "boundary 5")
         #expect(machine.isTransferring && machine.unsealedEpoch == Epoch(5))

@@ -17,6 +17,9 @@ private struct Pair {
     var committed: [Epoch] = []
     var diskEpochs: Set<Epoch> = []
     var digestsLeft = 3
+    var knownLeft = 2
+    /// The secondary has the layout.
+    var hasLayout = false
     let generation = Generation(9)
 
     init(seed: UInt64) throws {
@@ -68,6 +71,7 @@ private struct Pair {
             answer(command, epoch)
         case .commit(let epoch): sealed.append(epoch)
         case .bufferDisk(let epoch): diskEpochs.insert(epoch)
+        case .layOutRam: hasLayout = true
         case .echo: toPrimary.append(FrameInfo(.heartbeat, generation: generation))
         default: break
         }
@@ -77,11 +81,20 @@ private struct Pair {
         toPrimary.append(FrameInfo(.command(command), generation: generation, epoch: epoch))
     }
 
+    /// Whether the secondary has something to say.
+    var hasWork: Bool {
+        !sealed.isEmpty || unapplied != nil || digestsLeft > 0 || (hasLayout && knownLeft > 0)
+    }
+
     mutating func secondaryWorks() throws {
         if digestsLeft > 0 {
             digestsLeft -= 1
             try secondary.sendDigests(isLast: digestsLeft == 0)
             toPrimary.append(FrameInfo(.diskDigests, generation: generation, value: digestsLeft == 0 ? 1 : 0))
+        } else if knownLeft > 0, hasLayout {
+            knownLeft -= 1
+            try secondary.sendKnown(isLast: knownLeft == 0)
+            toPrimary.append(FrameInfo(.ramKnown, generation: generation, value: knownLeft == 0 ? 1 : 0))
         } else if let epoch = unapplied {
             if case .say(let command, let epoch) = try secondary.applied(epoch) { answer(command, epoch) }
             unapplied = nil
@@ -127,9 +140,7 @@ struct ProtocolPairTests {
             for _ in 0..<500 where pair.committed.count < before + 3 {
                 for _ in 0..<8 { pair.trySend() }
                 while !pair.toSecondary.isEmpty { try pair.secondaryReceives() }
-                while !pair.sealed.isEmpty || pair.unapplied != nil || pair.digestsLeft > 0 {
-                    try pair.secondaryWorks()
-                }
+                while pair.hasWork { try pair.secondaryWorks() }
                 while !pair.toPrimary.isEmpty { try pair.primaryReceives() }
             }
             #expect(pair.committed.count >= before + 3, "seed \(seed): stuck behind \(before) commits")

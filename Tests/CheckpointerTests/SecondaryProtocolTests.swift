@@ -111,7 +111,13 @@ struct SecondaryProtocolTests {
             then: Scene(legal: legal(disk: 5, [.ramLayout: 5, command(.send): 5])))
         Self.play(
             &machine, .ramLayout, 5, .layOutRam(e5),
-            then: Scene(legal: legal(disk: 5, [.ramBatch: 5, command(.send): 5])))
+            then: Scene(legal: legal(disk: 5, [command(.send): 5])))
+        try machine.sendKnown(isLast: false)
+        Self.check(machine, Scene(legal: legal(disk: 5, [command(.send): 5])), "before the last known")
+        try machine.sendKnown(isLast: true)
+        Self.check(machine, Scene(legal: legal(disk: 5, [.ramBatch: 5, command(.send): 5])), "all known")
+        var again = machine
+        #expect(throws: ProtocolViolation.self) { try again.sendKnown(isLast: true) }
         Self.play(
             &machine, .ramBatch, 5, .stageRam(e5),
             then: Scene(legal: legal(disk: 5, [.ramBatch: 5, command(.send): 5])))
@@ -137,9 +143,9 @@ struct SecondaryProtocolTests {
     /// The initial copy done, without the checks in between.
     private static func ready() throws -> SecondaryProtocol {
         var machine = try welcomed()
-        for name in [.identity, .ramLayout, command(.send), command(.size), .deviceState, .seal] {
-            _ = try machine.received(frame(name, 5))
-        }
+        for name in [SessionFrame.identity, .ramLayout] { _ = try machine.received(frame(name, 5)) }
+        try machine.sendKnown(isLast: true)
+        for name in [command(.send), command(.size), .deviceState, .seal] { _ = try machine.received(frame(name, 5)) }
         _ = try machine.committed(Epoch(5))
         return machine
     }
@@ -251,6 +257,7 @@ struct SecondaryProtocolTests {
     func deviceState() throws {
         var machine = try Self.welcomed()
         for name in [.identity, .ramLayout, command(.send)] { _ = try machine.received(Self.frame(name, 5)) }
+        try machine.sendKnown(isLast: true)
         func piece(_ offset: UInt64, _ length: UInt64) -> FrameInfo {
             FrameInfo(.deviceState, generation: Generation(3), epoch: Epoch(5), value: offset, length: length)
         }
@@ -282,7 +289,13 @@ struct SecondaryProtocolTests {
         var copy = machine
         #expect(
             Self.receive(Self.frame(command(.size), 5), &copy).failure?.expected == "ramLayout comes before size(5)")
-        for name in [.ramLayout, command(.size), .deviceState] { _ = try machine.received(Self.frame(name, 5)) }
+        _ = try machine.received(Self.frame(.ramLayout, 5))
+        copy = machine
+        #expect(
+            Self.receive(Self.frame(command(.size), 5), &copy).failure?.expected
+                == "the last ramKnown comes before size(5)")
+        try machine.sendKnown(isLast: true)
+        for name in [command(.size), SessionFrame.deviceState] { _ = try machine.received(Self.frame(name, 5)) }
         copy = machine
         #expect(Self.receive(Self.frame(.seal, 5), &copy).failure?.expected == "identity comes before seal(5)")
         _ = try machine.received(Self.frame(.identity, 5))

@@ -95,14 +95,26 @@ extension RealGuests {
             }
         }
 
-        /// What an attach says about its initial copy, in bytes.
+        /// What an attach says about its initial copy of the disks, in bytes.
         private func copied(_ attach: AttachProcess) throws -> (disks: Int, skipped: Int, sent: Int) {
-            let line = try #require(attach.log.split(separator: "\n").last { $0.contains("initial copy") })
+            let number = try numbers("initial copy of disks", attach)
+            return (try number("disks"), try number("skipped"), try number("sent"))
+        }
+
+        /// What it says about RAM: pages, those that were there already, and bytes on the link.
+        private func copiedRam(_ attach: AttachProcess) throws -> (pages: Int, known: Int, sent: Int) {
+            let number = try numbers("initial copy of RAM", attach)
+            return (try number("pages"), try number("known"), try number("sent"))
+        }
+
+        /// Looks numbers up in the last line of the log that has the words.
+        private func numbers(_ words: String, _ attach: AttachProcess) throws -> (String) throws -> Int {
+            let line = try #require(attach.log.split(separator: "\n").last { $0.contains(words) })
             func number(_ key: String) throws -> Int {
                 let part = try #require(line.split(separator: " ").first { $0.hasPrefix("\(key)=") })
                 return try #require(Int(part.dropFirst(key.count + 1).filter(\.isNumber)))
             }
-            return (try number("disks"), try number("skipped"), try number("sent"))
+            return number
         }
 
         @Test func aSecondaryThatComesBackIsResyncedByTheSameAttach() throws {
@@ -130,8 +142,10 @@ extension RealGuests {
                         lines("protected: checkpoint", attach) == outage + 1
                     }
                     let copy = try copied(attach)
-                    scene.say("outage \(outage): \(copy); \(lastLine("protected:", attach))")
+                    let ram = try copiedRam(attach)
+                    scene.say("outage \(outage): \(copy), RAM \(ram); \(lastLine("protected:", attach))")
                     #expect(copy.sent < copy.disks / 4, "most of the disk has not changed")
+                    #expect(ram.known > ram.pages / 2, "most of RAM has not changed")
                 }
                 try secondary.waitForProof(name)
                 let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)

@@ -99,7 +99,7 @@ final class FakePrimary {
             if header.kind == .refuse {
                 return try? payload.withUnsafeBytes { bytes throws(LinkError) in try Refuse.decode(bytes) }
             }
-            if header.kind != .heartbeat, header.kind != .diskDigests { return nil }
+            if header.kind != .heartbeat, header.kind != .diskDigests, header.kind != .ramKnown { return nil }
         }
         return nil
     }

@@ -61,6 +61,7 @@ struct PayloadDocumentTests {
                 DiskExtent.zeroes(disk: 3, range: ByteRange(offset: 512, length: 1024)), [3, 512, 1024]),
             "diskDiscard": Sample(
                 DiskExtent.discard(disk: 3, range: ByteRange(offset: 512, length: 1024)), [3, 512, 1024]),
+            "ramKnown": Sample(RamKnown(isLast: true, first: 9, runs: [.data([digest])]), [1, 0, 9]),
             "diskDigests": Sample(
                 DiskDigests(disk: 2, isLast: true, first: 5, runs: [.data([digest])]), [2, 1, 0, 5]),
             "seal": Sample(seal, [1, 2, 3, 4, 5, 6]),

@@ -36,6 +36,13 @@ struct PayloadTests {
                 .zeroes(1), .data([BlockDigest(high: 1, low: .max), BlockDigest(high: 0, low: 0)]), .zeroes(1 << 30),
             ])
         #expect(decode(encode(digests), DiskDigests.decode) == .success(digests))
+        let known = RamKnown(isLast: false, first: 7, runs: digests.runs)
+        #expect(decode(encode(known), RamKnown.decode) == .success(known))
+        let new = RamKnown(isLast: true, first: 0, runs: [])
+        #expect(decode(encode(new), RamKnown.decode) == .success(new))
+        #expect(decode(encode(RamKnown(isLast: false, first: 0, runs: [])), RamKnown.decode).failure != nil)
+        #expect(decode([2] + encode(known).dropFirst(), RamKnown.decode).failure != nil)
+        #expect(decode(Array(encode(known).dropLast()), RamKnown.decode).failure != nil)
         let nothing = DiskDigests(disk: 0, isLast: true, first: 0, runs: [])
         #expect(decode(encode(nothing), DiskDigests.decode) == .success(nothing))
         let identity = IdentityPayload(json: Array("{}".utf8))

@@ -1,5 +1,6 @@
 import Checkpointer
 import Link
+import Logging
 import NIOCore
 import QEMU
 import RamCache
@@ -33,10 +34,29 @@ extension AgentCore {
 
     private func chunkIsFull(lane: Int) {
         let epoch = streamEpoch
-        guard running else { return submitChunk(lane: lane, epoch: epoch) }
+        guard running || !isRamKnown else { return submitChunk(lane: lane, epoch: epoch) }
         heldChunks.append((chunks[lane], lane))
         chunks[lane] = freeChunks.popLast() ?? PageChunk()
-        if heldChunks.count > heldChunksMax { submitHeld(epoch: epoch) }
+        if heldChunks.count > heldChunksMax, isRamKnown { submitHeld(epoch: epoch) }
+    }
+
+    /// The secondary tells what its RAM cache holds. The initial copy waits for that; QEMU's socket is left alone.
+    func take(_ told: RamKnown) {
+        guard let layout else { return }
+        let known = knownPages ?? KnownPages(layout)
+        knownPages = known
+        if let wrong = known.describe(told) {
+            return end(.linkLost("what the secondary says of its memory is wrong: \(wrong)"))
+        }
+        guard told.isLast else { return }
+        if !known.isEmpty { encoder.setKnown(known) }
+        knownPages = nil
+        submitChunks(epoch: streamEpoch)
+        if let state = waitingState {
+            waitingState = nil
+            completeEpoch(deviceState: state)
+        }
+        onPressureChange()
     }
 
     private func submitHeld(epoch: Epoch) {
@@ -45,6 +65,7 @@ extension AgentCore {
     }
 
     func submitChunks(epoch: Epoch) {
+        guard isRamKnown else { return }
         submitHeld(epoch: epoch)
         for lane in chunks.indices { submitChunk(lane: lane, epoch: epoch) }
     }
@@ -132,6 +153,13 @@ extension AgentCore {
     func ramEnded(_ statistics: PageBatchEncoder.Statistics, deviceState: [UInt8]) {
         let figures = RamFigures(from: encoded, to: statistics)
         encoded = statistics
+        if streamEpoch == settings.firstEpoch {
+            self.figures.firstPages = figures.pages
+            self.figures.firstIdentical = figures.identical
+            log.info(
+                "initial copy of RAM",
+                metadata: ["pages": "\(figures.pages)", "known": "\(figures.identical)", "sent": "\(figures.bytes)"])
+        }
         guard let check = wantedCheck, streamEpoch > settings.firstEpoch else {
             return finish(figures, nil, deviceState: deviceState)
         }

@@ -65,7 +65,7 @@ final class AgentCore {
     var owed = Owed.nothing
     /// Whether the checkpoint that comes in has been acknowledged already; set by the migration handler.
     var isAcknowledgedAhead = false
-    private(set) var figures = AgentFigures()
+    var figures = AgentFigures()
     /// Bytes of all frames sent.
     private(set) var sentTotal: UInt64 = 0
     /// ``sentTotal`` at the last flush.
@@ -99,6 +99,10 @@ final class AgentCore {
     var pauseBegan: Moment?
     /// What QEMU has said that the guest's RAM consists of.
     var layout: RamLayout?
+    /// What the secondary's RAM cache holds, while it tells.
+    var knownPages: KnownPages?
+    /// The device state of an initial copy that was complete before the secondary had told what it holds.
+    var waitingState: [UInt8]?
     /// What the encoder had counted at the end of the last epoch.
     var encoded = PageBatchEncoder.Statistics()
     /// Digests that the secondary waits for, and what was found of them while the guest stood still.
@@ -158,6 +162,9 @@ final class AgentCore {
             pauseShareMax: settings.pauseShareMax, now: MonotonicClock.now())
     }
 
+    /// Whether the secondary has told what its RAM cache holds; no page is encoded before.
+    var isRamKnown: Bool { machine.isRamKnown }
+
     /// The epoch whose RAM and device state are coming in.
     var streamEpoch: Epoch { machine.unsealedEpoch ?? settings.firstEpoch }
 
@@ -190,7 +197,7 @@ final class AgentCore {
 
     /// Whether QEMU's initial RAM copy should wait: the encoder or the secondary is behind.
     var wantsLessInput: Bool {
-        chunksInFlight > 256 || outstandingBytes > settings.budgetBytes / 2
+        (layout != nil && !isRamKnown) || chunksInFlight > 256 || outstandingBytes > settings.budgetBytes / 2
     }
 
     /// Sends a frame that is content of its epoch.
@@ -285,6 +292,13 @@ final class AgentCore {
                 }
                 return
             }
+            if kind == .ramKnown {
+                let known = try frame.withPayload { bytes in try RamKnown.decode(bytes) }
+                info.value = known.isLast ? 1 : 0
+                _ = try machine.received(info)
+                take(known)
+                return
+            }
             try perform(try machine.received(info), frame)
         } catch {
             end(.linkLost("\(error)"))
@@ -325,7 +339,7 @@ final class AgentCore {
             let words = "the secondary ended the session: \(bye.reason)"
             // An operator there may end the protection; a replica that became the guest takes it away.
             end(bye.code == ByeCode.fenced ? .fenced(words) : .detach(words))
-        case .loaded, .replied, .echoed, .readWelcome, .digests:
+        case .loaded, .replied, .echoed, .readWelcome, .digests, .known:
             break
         }
     }
@@ -455,6 +469,10 @@ final class AgentCore {
 
     /// Everything of the epoch is in our memory. The encoder sends what is left, then the device state and the seal.
     func completeEpoch(deviceState: [UInt8]) {
+        guard isRamKnown else {
+            waitingState = deviceState
+            return
+        }
         let epoch = streamEpoch
         figures.lastDirtyPages = dirtyPages
         dirtyPages = 0

@@ -66,7 +66,7 @@ extension AgentSession {
             if figures.committed != .none, !saidFirst {
                 saidFirst = true
                 let sent = try? await loop.submit { core.value.sentTotal }.get()
-                progress.protected(figures.committed, sent: sent ?? 0)
+                progress.protected(figures, sent: sent ?? 0)
             }
             progress.show(ProgressLine.running(figures))
             try? await Task.sleep(for: .milliseconds(200))

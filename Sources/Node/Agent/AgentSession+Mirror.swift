@@ -102,7 +102,8 @@ extension AgentSession {
                 try await settle(core)
                 let sent = try await loop.submit { core.value.sentTotal }.get()
                 log.info(
-                    "initial copy", metadata: ["disks": "\(total)", "skipped": "\(skipped)", "sent": "\(sent)"])
+                    "initial copy of disks",
+                    metadata: ["disks": "\(total)", "skipped": "\(skipped)", "sent": "\(sent)"])
                 let saved = skipped == 0 ? "" : "; \(ByteText.text(skipped)) of them were there already"
                 progress.say("disks copied: \(ByteText.text(total)) in \(guest.disks.count) disk(s)\(saved)")
                 // From now on every guest write is mirrored before it completes; nothing is left to slow down.

@@ -23,13 +23,15 @@ final class Progress: Sendable {
     }
 
     /// The first checkpoint is committed, with so many bytes on the link.
-    func protected(_ epoch: Epoch, sent: UInt64) {
+    func protected(_ figures: AgentFigures, sent: UInt64) {
         let outage = state.withLock { state in
             defer { state.outageSince = nil }
             return state.outageSince
         }
         let again = outage.map { ", after \(Self.age(of: $0)) without one; \(ByteText.text(sent)) were sent" }
-        say("protected: checkpoint \(epoch) is committed\(again ?? "")")
+        let known = ByteText.text(figures.firstIdentical * UInt64(Sizes.page))
+        let had = figures.firstIdentical == 0 ? "" : "; \(known) of RAM were there already"
+        say("protected: checkpoint \(figures.committed) is committed\(again ?? "")\(had)")
     }
 
     /// How long ago something was, for people.

@@ -1,3 +1,4 @@
+import BlockReplica
 import Dispatch
 import Glibc
 import Link
@@ -29,6 +30,8 @@ final class RamEncoder: Sendable {
         var shadows: [ShadowMemory] = []
         /// Without shadows: what the secondary has of each page, for comparisons.
         var digests: SentDigests?
+        /// What the secondary held when the session began, when it goes on with that.
+        var known: KnownPages?
         /// Statistics at the end of the last epoch, for whoever sums them up.
         let snapshot = Mutex(PageBatchEncoder.Statistics())
 
@@ -69,6 +72,11 @@ final class RamEncoder: Sendable {
         }
     }
 
+    /// The secondary's cache is not empty; to be said before the first page.
+    func setKnown(_ known: KnownPages) {
+        for lane in lanes { lane.queue.async { lane.known = known } }
+    }
+
     /// Encodes a chunk of `epoch`, all of whose pages belong to `lane`. `emit` gets every batch that became full,
     /// `done` gets the chunk back; both run on the lane's queue.
     func encode(
@@ -80,7 +88,10 @@ final class RamEncoder: Sendable {
             for (index, entry) in chunk.entries.enumerated() {
                 let shadow = useDelta ? lane.shadows[Int(entry.block)].page(entry.page) : nil
                 lane.digests?.note(entry, entry.isZero ? nil : chunk.data(at: index))
-                if entry.isZero {
+                let data = entry.isZero ? nil : chunk.data(at: index)
+                if let known = lane.known, encodeFirst(entry, data, shadow, known, lane.encoder) {
+                    // The page had not come before.
+                } else if entry.isZero {
                     lane.encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
                 } else {
                     lane.encoder.add(
@@ -88,8 +99,27 @@ final class RamEncoder: Sendable {
                 }
                 if lane.encoder.isFull { finishBatch(lane, epoch, emit) }
             }
+            if lane.known?.isSpent == true { lane.known = nil }
             done(chunk)
         }
+    }
+
+    /// Encodes a page that comes for the first time, whose shadow is not what the secondary has. False: it has come before.
+    private func encodeFirst(
+        _ entry: PageChunk.Entry, _ data: UnsafeRawPointer?, _ shadow: UnsafeMutableRawPointer?, _ known: KnownPages,
+        _ encoder: PageBatchEncoder
+    ) -> Bool {
+        let verdict = known.judge(block: entry.block, page: entry.page, data)
+        guard verdict != .judgedBefore else { return false }
+        if let shadow, let data { memcpy(shadow, data, Sizes.page) }
+        if verdict == .same {
+            encoder.skipKnown()
+        } else if let data, !BlockBytes.isZero(data, count: Sizes.page) {
+            encoder.addWhole(block: entry.block, page: UInt64(entry.page), data: data)
+        } else {
+            encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: nil)
+        }
+        return true
     }
 
     /// Encodes pages whole, whatever the receiver is believed to hold: as the shadow has them, or with `contents`, 4096

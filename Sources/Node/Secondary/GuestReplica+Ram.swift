@@ -38,7 +38,7 @@ extension GuestReplica {
     /// Compares the cache with the guest, a run of pages at each checkpoint. Protection goes on meanwhile.
     func verifyRam(_ options: RamVerifyOptions) async throws -> RamVerifyReport {
         var report = RamVerifyReport(guest: name)
-        guard let ram = store.ram, let first = session, store.record?.session == currentSessionID else {
+        guard let ram = store.ram, let first = session, store.sessionHasCheckpoint else {
             report.unavailable =
                 session == nil
                 ? "no primary is connected, so there is no running guest to compare with"

@@ -26,7 +26,7 @@ extension GuestReplica {
         _ options: VerifyOptions, progress: @escaping @Sendable (VerifyProgress) -> Void
     ) async throws -> VerifyReport {
         var report = VerifyReport(guest: name)
-        guard let ram = store.ram, let first = session, store.record?.session == currentSessionID else {
+        guard let ram = store.ram, let first = session, store.sessionHasCheckpoint else {
             report.isCommitted = false
             report.unavailable =
                 session == nil

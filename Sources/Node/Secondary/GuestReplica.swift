@@ -28,6 +28,8 @@ actor GuestReplica {
     var exportCount = 0
     /// What the primary is still to be told of what the disks hold.
     private var survey: DiskSurvey?
+    /// And of what the RAM cache holds, once there is a layout.
+    private var ramSurvey: RamSurvey?
     private var tallies: [Epoch: EpochTally] = [:]
     private var proof = GuestStatus.Proof(verdict: .notYet)
     private var provenSession: Identifier?
@@ -156,6 +158,17 @@ actor GuestReplica {
         return digests
     }
 
+    /// What the primary is to be told next of what the RAM cache holds; nil when it knows everything.
+    func known(for source: LinkSession) throws -> RamKnown? {
+        guard session === source else { throw LinkFault(description: "the session is over") }
+        guard let known = ramSurvey?.next() else {
+            ramSurvey = nil
+            return nil
+        }
+        try machine.sendKnown(isLast: known.isLast)
+        return known
+    }
+
     /// Takes in one frame. Returns false when the primary has left in order.
     func handle(_ frame: LinkFrame, from source: LinkSession) async throws -> Bool {
         guard session === source else { throw LinkFault(description: "the session is over") }
@@ -197,6 +210,7 @@ actor GuestReplica {
         case .layOutRam:
             let layout = try frame.withPayload { bytes in try RamLayoutPayload.decode(bytes) }
             try store.layOutRam(layout)
+            ramSurvey = RamSurvey(store.continuedRam)
         case .boundary(_, let opened):
             try store.boundary(opened: opened)
         case .expectDeviceState:
@@ -264,6 +278,7 @@ actor GuestReplica {
         guard session === ended else { return }
         session = nil
         survey = nil
+        ramSurvey = nil
         machine.disconnected()
         tallies = [:]
         history.sessionEnded()
@@ -488,7 +503,7 @@ actor GuestReplica {
         if store.damage != nil { return .damaged }
         if watch.loss != nil { return .primaryLost }
         guard session != nil else { return .idle }
-        return store.record?.session == currentSessionID ? .protected : .syncing
+        return store.sessionHasCheckpoint ? .protected : .syncing
     }
 
     /// Whether the folder may be deleted; says why not.

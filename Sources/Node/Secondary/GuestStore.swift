@@ -18,7 +18,8 @@ final class GuestStore {
 
     /// A session whose first checkpoint may not be committed yet.
     private struct OpenSession {
-        let id: Identifier
+        /// That of the files of RAM, layout and identity: the session's own, or of the one that it goes on with.
+        var id: Identifier
         let durability: Durability
         let firstEpoch: Epoch
         var identity: [UInt8] = []
@@ -205,6 +206,18 @@ final class GuestStore {
         guard var session else { throw Failed(description: "no session is open") }
         let files = SessionFiles(identity: session.identity, layout: payload)
         let layout = try layout(of: files)
+        if let kept = keptRam(files, session.durability), let record {
+            session.id = record.session
+            session.restore = try RestoreStream(
+                configuration: payload.configuration, ramSectionID: payload.ramSectionID, blocks: files.blocks,
+                mapped: try files.mappedBlocks())
+            try kept.beginEpoch(session.firstEpoch)
+            session.files = files
+            session.ram = kept
+            session.hasCommitted = true
+            self.session = session
+            return
+        }
         try files.write(
             guestDirectory: directory, session: session.id, durable: session.durability == .disk)
         session.restore = try RestoreStream(
@@ -218,6 +231,21 @@ final class GuestStore {
         session.ram = ram
         self.session = session
     }
+
+    /// The RAM of the last commit, when the same machine comes back: then its first epoch is one like any other, and only
+    /// pages that differ have to travel. Another machine, or another durability, gets a cache of its own.
+    private func keptRam(_ files: SessionFiles, _ durability: Durability) -> RamStore? {
+        guard damage == nil, let record, let ram, let known = self.files else { return nil }
+        let isSame = known.layout == files.layout && known.identity == files.identity
+        // What a session before could not drop (its disk had failed) is not gone on with.
+        let isWhole = ram.isIdle && ram.applied == record.epoch && record.durability == durability
+        return isSame && isWhole ? ram : nil
+    }
+
+    /// The RAM cache that the open session goes on with; nil when it has a new one.
+    var continuedRam: RamStore? { session?.hasCommitted == true ? session?.ram : nil }
+    /// Whether a checkpoint of the open session is committed.
+    var sessionHasCheckpoint: Bool { session.map { committed >= $0.firstEpoch } ?? false }
 
     private func disk(_ index: Int) throws -> DiskReplica {
         guard disks.indices.contains(index) else {

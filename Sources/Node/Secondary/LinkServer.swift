@@ -167,9 +167,11 @@ struct LinkServer {
             }
         }
         let telling = Task { await tellDigests(session, replica, welcome) }
+        var tellingRam: Task<Void, Never>?
         defer {
             heartbeat.cancel()
             telling.cancel()
+            tellingRam?.cancel()
         }
         var consumed: UInt64 = 0
         var told: UInt64 = 0
@@ -181,6 +183,7 @@ struct LinkServer {
                 let goesOn = try await replica.handle(frame, from: session)
                 session.setBusy(false)
                 guard goesOn else { break }
+                if frame.kind == .ramLayout { tellingRam = Task { await tellKnown(session, replica, welcome) } }
                 consumed += UInt64(frame.header.frameLength)
                 if consumed - told >= Self.creditStep || frame.kind == .seal {
                     told = consumed
@@ -236,6 +239,19 @@ struct LinkServer {
             let refuse = Refuse(code: Self.code(of: error), message: String(reason.prefix(1024)))
             try? await session.deliver(refuse, generation: welcome.generation)
             await replica.close(session, reason: reason)
+            session.hangUp()
+        }
+    }
+
+    /// The same of the RAM cache.
+    private func tellKnown(_ session: LinkSession, _ replica: GuestReplica, _ welcome: Welcome) async {
+        do {
+            while !Task.isCancelled, let known = try await replica.known(for: session) {
+                try await session.deliver(known, generation: welcome.generation)
+            }
+        } catch {
+            guard session.isConnected else { return }
+            log.warning("session ended", metadata: ["guest": "\(replica.name)", "reason": "\(error)"])
             session.hangUp()
         }
     }

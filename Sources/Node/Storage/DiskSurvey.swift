@@ -53,7 +53,7 @@ final class DiskSurvey {
         if self.file == nil { self.file = try DirectFile(path: path, mode: .readOnly) }
         guard let file else { return nil }
         let count = Int((size - 1) / UInt64(DiskDigests.blockSize)) + 1
-        var runs = Runs()
+        var runs = DigestRuns()
         while block < count, runs.dataBlocks < Self.dataBlocksPerFrame, runs.count < Self.runsPerFrame {
             try step(file, size, count, &runs)
         }
@@ -66,7 +66,7 @@ final class DiskSurvey {
         return DiskDigests(disk: disk, isLast: isDone, first: first, runs: runs.finish())
     }
 
-    private func step(_ file: DirectFile, _ size: UInt64, _ count: Int, _ runs: inout Runs) throws(IOError) {
+    private func step(_ file: DirectFile, _ size: UInt64, _ count: Int, _ runs: inout DigestRuns) throws(IOError) {
         let blockSize = UInt64(DiskDigests.blockSize)
         let data = try file.nextData(at: UInt64(block) * blockSize) ?? size
         let dataBlock = min(Int(min(data, size) / blockSize), count)
@@ -90,44 +90,6 @@ final class DiskSurvey {
             }
         }
         block += blocks
-    }
-
-    /// Runs being put together: blocks of a kind join.
-    private struct Runs {
-        private var done: [DiskDigests.Run] = []
-        private var zeroes = 0
-        private var digests: [BlockDigest] = []
-        private(set) var dataBlocks = 0
-
-        var count: Int { done.count }
-
-        mutating func append(zeroes more: Int) {
-            endData()
-            if zeroes > Int(Int32.max) - more { endZeroes() }
-            zeroes += more
-        }
-
-        mutating func append(_ digest: BlockDigest) {
-            endZeroes()
-            digests.append(digest)
-            dataBlocks += 1
-        }
-
-        mutating func finish() -> [DiskDigests.Run] {
-            endData()
-            endZeroes()
-            return done
-        }
-
-        private mutating func endData() {
-            if !digests.isEmpty { done.append(.data(digests)) }
-            digests = []
-        }
-
-        private mutating func endZeroes() {
-            if zeroes > 0 { done.append(.zeroes(zeroes)) }
-            zeroes = 0
-        }
     }
 }
 

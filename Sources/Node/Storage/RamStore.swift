@@ -321,6 +321,9 @@ final class RamStore {
         disk?.retire(but: vouched)
     }
 
+    /// Whether no epoch is open, sealed or left over from a failure.
+    var isIdle: Bool { state == .idle }
+
     /// Drops what arrived since the last apply. Without an epoch nothing happens. A session whose first epoch is
     /// dropped is over: its files are removed, and the object is of no more use.
     func discardOpenEpoch() throws(RamStoreError) {
@@ -360,6 +363,9 @@ final class RamStore {
         precondition(page < layout.blocks[block].pageCount)
         return cache.pageOrZeroes(block, page)
     }
+
+    /// The same, or nil for a page that was never written.
+    func writtenPage(block: Int, page: UInt64) -> UnsafeRawPointer? { cache.page(block, page) }
 
     /// The file that QEMU maps as the block (privately: the cache must stay as it is).
     func mappedPath(block: Int) -> String { cache.path(block) }

@@ -33,6 +33,9 @@ final class AgentModel: GuestSink, WireEnd {
     private var beats: UInt64 = 0
     /// What the secondary holds; empty once every write travels.
     var known: [KnownBlocks] = []
+    /// Digests of the secondary's pages, nil for one that has come; empty when its cache is new.
+    private var knownPages: [BlockDigest?] = []
+    private var isTold = false
     private var copiedDisk = 0
     private var copiedOffset = 0
     private var copiedPage = 0
@@ -55,7 +58,7 @@ final class AgentModel: GuestSink, WireEnd {
         self.world = world
         self.budget = budget
         encoder = PageBatchEncoder(useDelta: world.options.useDelta)
-        shadow = world.options.mutation == .staleShadow ? world.oldShadow() : Memory(count: guest.shape.ramBytes)
+        shadow = Memory(count: guest.shape.ramBytes)
         do {
             layout = try RamLayout(
                 blocks: guest.shape.layoutPayload.blocks.map { RamLayout.Block(name: $0.name, length: $0.length) })
@@ -154,7 +157,7 @@ final class AgentModel: GuestSink, WireEnd {
         guard stage == .copying else { return }
         if outstanding < budget / 2 {
             for _ in 0..<2 where copiedDisk < guest.disks.count { copyDisk() }
-            for _ in 0..<8 where copiedPage < layout.pageCount {
+            for _ in 0..<8 where isTold && copiedPage < layout.pageCount {
                 encode(copiedPage, guest.page(copiedPage))
                 guest.clean(copiedPage)
                 copiedPage += 1
@@ -187,7 +190,47 @@ final class AgentModel: GuestSink, WireEnd {
 
     // MARK: Pages
 
+    private static let zeroes = BlockDigest(high: 0, low: 0)
+
+    private func take(_ told: RamKnown) {
+        for run in told.runs {
+            switch run {
+            case .zeroes(let count): knownPages += Array(repeating: Self.zeroes, count: count)
+            case .data(let digests): knownPages += digests
+            }
+        }
+        isTold = told.isLast
+        guard isTold, !knownPages.isEmpty, knownPages.count != layout.pageCount else { return }
+        world.fail("the secondary told of \(knownPages.count) of \(layout.pageCount) pages")
+    }
+
+    /// A page that comes for the first time; false when it has come before.
+    private func encodeFirst(_ page: Int, _ bytes: [UInt8]) -> Bool {
+        guard knownPages.indices.contains(page), let digest = knownPages[page] else { return false }
+        knownPages[page] = nil
+        let place = layout.location(ofGlobalPage: page)
+        let isZero = bytes.allSatisfy { $0 == 0 }
+        let isSame = digest == (isZero ? Self.zeroes : BlockDigest(modelOf: bytes))
+        if world.options.useDelta, !(isSame && world.options.mutation == .staleShadow) {
+            (shadow.base + page * Sizes.page).copyMemory(from: bytes, byteCount: Sizes.page)
+        }
+        if isSame {
+            encoder.skipKnown()
+        } else if isZero {
+            encoder.addZero(block: UInt16(place.block), page: place.page, shadow: nil)
+        } else {
+            bytes.withUnsafeBytes {
+                if let base = $0.baseAddress {
+                    encoder.addWhole(block: UInt16(place.block), page: place.page, data: base)
+                }
+            }
+        }
+        if encoder.isFull { flushBatch() }
+        return true
+    }
+
     private func encode(_ page: Int, _ bytes: [UInt8]) {
+        guard !encodeFirst(page, bytes) else { return }
         let place = layout.location(ofGlobalPage: page)
         let memory = world.options.useDelta ? shadow.base + page * Sizes.page : nil
         bytes.withUnsafeBytes {
@@ -312,7 +355,13 @@ final class AgentModel: GuestSink, WireEnd {
             digests = try payload.withUnsafeBytes { try DiskDigests.decode($0) }
             info.value = digests?.isLast == true ? 1 : 0
         }
+        var told: RamKnown?
+        if kind == .ramKnown {
+            told = try payload.withUnsafeBytes { try RamKnown.decode($0) }
+            info.value = told?.isLast == true ? 1 : 0
+        }
         switch try machine.received(info) {
+        case .known: if let told { take(told) }
         case .readWelcome: try begin(payload.withUnsafeBytes { try Welcome.decode($0) })
         case .refused: end("\(try payload.withUnsafeBytes { try Refuse.decode($0) })")
         case .committed(let epoch):

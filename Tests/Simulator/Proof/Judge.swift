@@ -50,7 +50,7 @@ extension Simulation {
             if isForgetful, record.role == .replica {
                 return fail("\(when) a checkpoint whose RAM was in memory is said to be whole")
             }
-            let key = Ledger.Key(session: record.session, epoch: record.epoch)
+            let key = ledger.key(of: record)
             if let wrong = ledger.judge(key, try store.machine(storage)) { fail("\(when) \(wrong)") }
         } catch {
             if !isExcused, ledger.acknowledged != nil { fail("\(when) the store cannot be opened: \(error)") }

@@ -1,3 +1,4 @@
+import Checkpointer
 import Units
 
 /// What the guest was at each of its checkpoints, and what was promised about them: the truth that a store is held to.
@@ -20,6 +21,20 @@ final class Ledger {
     var mayBeOld = false
     /// Cold data was damaged: the checkpoint may be lost, loudly; it is never started from with other contents.
     var isRotten = false
+
+    /// Sessions that went on with the files of an earlier one: their records name that one, from this epoch on.
+    private var heirs: [(files: Identifier, first: Epoch, session: Identifier)] = []
+
+    func continued(_ files: Identifier, from first: Epoch, by session: Identifier) {
+        heirs.removeAll { $0.first >= first }
+        heirs.append((files, first, session))
+    }
+
+    /// Whose checkpoint a record is.
+    func key(of record: CommitRecord) -> Key {
+        let heir = heirs.last { $0.files == record.session && $0.first <= record.epoch }
+        return Key(session: heir?.session ?? record.session, epoch: record.epoch)
+    }
 
     func sealed(_ key: Key, _ machine: Machine) { machines[key] = machine }
 

@@ -41,6 +41,7 @@ final class Daemon: WireEnd {
     private var isDead = false
     private var beats: UInt64 = 0
     private var survey: [DiskDigests] = []
+    private var known: [RamKnown] = []
     /// For a planted bug: an epoch whose answer waits for the next one.
     private var heldBack: Epoch?
 
@@ -288,7 +289,14 @@ final class Daemon: WireEnd {
             if world.chance(1, in: 4) { try store.drainSome() }
         case .stageRam(let epoch): try store.stage(epoch: epoch, payload)
         case .keepIdentity: store.keepIdentity(try IdentityPayload.decode(payload).json)
-        case .layOutRam: try store.layOutRam(try RamLayoutPayload.decode(payload))
+        case .layOutRam:
+            try store.layOutRam(try RamLayoutPayload.decode(payload))
+            if let (files, first) = store.continued { world.continues(self, files, from: first) }
+            if storage.mutation != .staleKnown || known.count < 2 { known = SurveyModel.known(store) }
+            for piece in known {
+                try machine.sendKnown(isLast: piece.isLast)
+                answers.append(frame(piece))
+            }
         case .boundary(_, let opened): try store.boundary(opened: opened)
         case .expectDeviceState: store.expectDeviceState()
         case .appendDeviceState: store.appendDeviceState(try DeviceState.decode(payload).bytes)

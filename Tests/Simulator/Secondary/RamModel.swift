@@ -248,6 +248,8 @@ final class RamModel {
         disk?.retire(but: vouched)
     }
 
+    var isIdle: Bool { state == .idle }
+
     func discardOpenEpoch() throws {
         guard state != .idle, state != .dead else { return }
         guard applied != nil else {

@@ -12,7 +12,7 @@ final class StoreModel {
     }
 
     private struct OpenSession {
-        let id: Identifier
+        var id: Identifier
         let durability: Durability
         let firstEpoch: Epoch
         var identity: [UInt8] = []
@@ -29,6 +29,8 @@ final class StoreModel {
     private let commitFile: CommitFileModel
     private(set) var disks: [DiskModel] = []
     private(set) var ram: RamModel?
+    /// That of the checkpoint's session.
+    private var identity: [UInt8] = []
     private var session: OpenSession?
     private(set) var damage: String?
     let findings: [RecoveryPlan.Finding]
@@ -141,6 +143,7 @@ final class StoreModel {
         guard CRC32C.checksum(body) == word(bytes.count - 4), word(0) == CRC32C.checksum(identity) else {
             throw Failed("layout or guest.json is damaged (checksum)")
         }
+        self.identity = identity
         return try Self.layout(body[4...].withUnsafeBytes { try RamLayoutPayload.decode($0) })
     }
 
@@ -190,6 +193,16 @@ final class StoreModel {
     func layOutRam(_ payload: RamLayoutPayload) throws {
         guard let open = session else { throw Failed("no session is open") }
         let layout = try Self.layout(payload)
+        if let record, let ram, damage == nil, ram.isIdle, ram.applied == record.epoch,
+            record.durability == open.durability, ram.layout == layout, identity == open.identity
+        {
+            try ram.beginEpoch(open.firstEpoch)
+            session?.id = record.session
+            session?.layout = payload
+            session?.ram = ram
+            session?.hasCommitted = true
+            return
+        }
         try writeSession(open, payload)
         let ram = try RamModel.create(
             storage, session: open.id, layout: layout, firstEpoch: open.firstEpoch, durable: open.durability == .disk)
@@ -197,6 +210,15 @@ final class StoreModel {
         session?.layout = payload
         session?.ram = ram
     }
+
+    /// The session whose files the open one goes on with, and its own first epoch; nil when it has files of its own.
+    var continued: (files: Identifier, first: Epoch)? {
+        guard let session, continuedRam != nil else { return nil }
+        return (session.id, session.firstEpoch)
+    }
+
+    /// The RAM that the open session goes on with; nil when it has a new cache.
+    var continuedRam: RamModel? { session?.hasCommitted == true ? session?.ram : nil }
 
     func write(epoch: Epoch, _ write: DiskWrite) throws {
         guard disks.indices.contains(write.disk), write.range.fits(in: disks[write.disk].size) else {
@@ -268,6 +290,7 @@ final class StoreModel {
         if !open.hasCommitted {
             session?.hasCommitted = true
             self.ram = ram
+            identity = open.identity
             for file in storage.files(in: "sessions") where !file.hasPrefix(open.id.hex) {
                 try storage.remove("sessions/\(file)")
             }

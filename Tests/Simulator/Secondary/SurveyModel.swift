@@ -15,8 +15,23 @@ extension BlockDigest {
     }
 }
 
-/// Stands for Node's DiskSurvey: says what a replica's disks hold.
+/// Stands for Node's DiskSurvey and RamSurvey: says what a replica's disks and its RAM cache hold.
 enum SurveyModel {
+    static func known(_ store: StoreModel) -> [RamKnown] {
+        guard let ram = store.continuedRam else { return [RamKnown(isLast: true, first: 0, runs: [])] }
+        let bytes = ram.contents
+        let pages = 0..<bytes.count / Sizes.page
+        let half = pages.count / 2
+        return [pages[..<half], pages[half...]].filter { !$0.isEmpty }.map { part in
+            RamKnown(
+                isLast: part.endIndex == pages.endIndex, first: UInt64(part.startIndex),
+                runs: part.map { page in
+                    let contents = bytes[page * Sizes.page..<(page + 1) * Sizes.page]
+                    return contents.allSatisfy { $0 == 0 } ? .zeroes(1) : .data([BlockDigest(modelOf: contents)])
+                })
+        }
+    }
+
     static func digests(_ store: StoreModel, _ storage: Storage) throws -> [DiskDigests] {
         var frames: [DiskDigests] = []
         for (index, disk) in store.disks.enumerated() {

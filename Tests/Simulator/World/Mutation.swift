@@ -29,10 +29,12 @@ public enum Mutation: String, Sendable, CaseIterable {
     case acceptOldGeneration
     /// RAM batches go straight into the cache of the last commit.
     case applyBeforeSeal
-    /// Deltas are made against what an earlier session had sent.
+    /// A page that the secondary said it has is not taken into the shadow, so that later deltas are made against zeroes.
     case staleShadow
     /// The secondary tells what its disks held in an earlier session.
     case staleDigests
+    /// The secondary tells what its RAM cache held in an earlier session.
+    case staleKnown
     /// What a first copy left behind a failed sync is taken for durable.
     case keepDoubtfulCopy
     /// What a removed replica left is deleted before the next one begins, not durably so.

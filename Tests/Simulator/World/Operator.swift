@@ -37,7 +37,7 @@ extension Simulation {
         do {
             let machine = try daemon.failover(force: force)
             guard let record = daemon.store?.record else { return false }
-            let key = Ledger.Key(session: record.session, epoch: record.epoch)
+            let key = host.ledger.key(of: record)
             if let wrong = host.ledger.judge(key, machine) { fail("failover on host \(target): \(wrong)") }
             note("failover on host \(target) from \(key), generation \(record.generation)")
             if let old = guest { leaveBehind(old) }
@@ -157,6 +157,11 @@ extension Simulation {
         note("host \(daemon.host) welcomes \(hello.label), first epoch \(first)")
         hosts[daemon.host].ledger.writer = hello.session
         if isFenced(daemon.host) { fail("host \(daemon.host) took a primary although its guest was started") }
+    }
+
+    func continues(_ daemon: Daemon, _ files: Identifier, from first: Epoch) {
+        guard let session = daemon.session else { return fail("RAM was laid out without a session") }
+        hosts[daemon.host].ledger.continued(files, from: first, by: session)
     }
 
     func acknowledged(_ daemon: Daemon, _ epoch: Epoch) {

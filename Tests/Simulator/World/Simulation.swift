@@ -70,14 +70,6 @@ public final class Simulation {
         }
     }
 
-    /// For a planted bug only: one shadow for all sessions.
-    private var keptShadow: Memory?
-    func oldShadow() -> Memory {
-        let shadow = keptShadow ?? Memory(count: options.shape.ramBytes)
-        keptShadow = shadow
-        return shadow
-    }
-
     // MARK: Time and chance
 
     func at(_ time: UInt64, _ action: @escaping () -> Void) { queue.plan(at: max(time, now), action) }
