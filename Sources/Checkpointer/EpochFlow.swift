@@ -95,7 +95,7 @@ struct EpochFlow: Equatable {
         case .deviceState: return deviceState(info)
         case .seal: return seal(info)
         case .command(let command): return forward(command, info)
-        case .heartbeat: return outsideEpochs(info)
+        case .heartbeat, .guestState: return outsideEpochs(info)
         case .hello, .welcome, .refuse, .credit, .bye, .diskDigests, .ramVerify, .diskVerify, .ramRepair, .ramKnown:
             return "a primary does not send this within a session"
         }

@@ -113,6 +113,8 @@ public struct PrimaryProtocol: Sendable, Equatable {
     public mutating func sendPrimaryFigures() throws(ProtocolViolation) -> Epoch {
         try send(.primaryFigures, \.unsealed)
     }
+    /// Whether the guest runs; belongs to no epoch.
+    public mutating func sendGuestState() throws(ProtocolViolation) { _ = try send(.guestState, { _ in .none }) }
     /// QEMU has asked for a checkpoint.
     public mutating func sendRequest() throws(ProtocolViolation) -> Epoch { try send(.command(.request), \.open) }
     /// The guest is stopped and its disks are drained: disk frames from now on belong to the next epoch.

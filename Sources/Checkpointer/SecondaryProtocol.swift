@@ -23,6 +23,8 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case keepDiskCheck(Epoch)
         /// Remember what the primary says of itself.
         case keepPrimaryFigures(Epoch)
+        /// Remember whether the guest runs.
+        case keepGuestState
         /// `send` has come: the epoch gets no more disk frames; later ones belong to `opened`.
         case boundary(closed: Epoch, opened: Epoch)
         /// This many bytes of device state will come.
@@ -100,6 +102,7 @@ public struct SecondaryProtocol: Sendable, Equatable {
         case .ramFigures: .keepRamFigures(info.epoch)
         case .diskCheck: .keepDiskCheck(info.epoch)
         case .primaryFigures: .keepPrimaryFigures(info.epoch)
+        case .guestState: .keepGuestState
         case .deviceState: .appendDeviceState(info.epoch, offset: info.value, bytes: info.length)
         case .seal: .commit(info.epoch)
         case .command(.request): .say(.reply, info.epoch)

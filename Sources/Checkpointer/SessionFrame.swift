@@ -24,6 +24,7 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
     case diskCheck
     case ramRepair
     case primaryFigures
+    case guestState
 
     /// The kinds behind the commands, with their values on the wire.
     private static let others: [(UInt8, SessionFrame, String)] = [
@@ -35,6 +36,7 @@ public enum SessionFrame: Hashable, Sendable, CustomStringConvertible {
         (33, .ramFigures, "ramFigures"), (34, .ramKnown, "ramKnown"),
         (40, .diskVerify, "diskVerify"), (41, .diskCheck, "diskCheck"),
         (42, .ramRepair, "ramRepair"), (43, .primaryFigures, "primaryFigures"),
+        (44, .guestState, "guestState"),
     ]
 
     /// Every kind of frame there is.

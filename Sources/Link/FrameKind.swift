@@ -32,6 +32,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
     case diskCheck = 41
     case ramRepair = 42
     case primaryFigures = 43
+    case guestState = 44
 
     /// The name that the document and messages use.
     public var name: String {
@@ -66,6 +67,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .diskCheck: "diskCheck"
         case .ramRepair: "ramRepair"
         case .primaryFigures: "primaryFigures"
+        case .guestState: "guestState"
         }
     }
 
@@ -98,6 +100,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable, CustomStringConvertible {
         case .diskCheck: DiskCheck.lengths
         case .ramRepair: RamRepair.lengths
         case .primaryFigures: PrimaryFigures.length...PrimaryFigures.length
+        case .guestState: GuestState.lengths
         }
     }
 

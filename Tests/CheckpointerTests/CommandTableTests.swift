@@ -20,10 +20,10 @@ struct CommandTableTests {
         for value in UInt8.min...UInt8.max {
             let frame = SessionFrame(wireKind: value)
             #expect(frame?.wireKind == (frame == nil ? nil : value))
-            let isKnown = [0...6, 16...34, 40...43].contains { (range: ClosedRange<UInt8>) in range.contains(value) }
+            let isKnown = [0...6, 16...34, 40...44].contains { (range: ClosedRange<UInt8>) in range.contains(value) }
             #expect((frame != nil) == isKnown, "\(value)")
         }
-        #expect(Set(SessionFrame.all).count == 30)
+        #expect(Set(SessionFrame.all).count == 31)
         #expect(SessionFrame.all.filter(\.isDisk) == [.diskWrite, .diskZeroes, .diskDiscard])
     }
 

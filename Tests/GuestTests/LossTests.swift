@@ -174,7 +174,9 @@ extension RealGuests {
                 pause(milliseconds: 1500)
                 #expect(notes(losses).isEmpty && notes(fences).isEmpty, "\(notes(losses)) \(notes(fences))")
                 let status = try secondary.status(name)
-                #expect(status["state"].string == "idle" && status["generation"].int == 1, "\(status)")
+                #expect(status["state"].string == "shut off" && status["generation"].int == 1, "\(status)")
+                #expect(status["message"].string?.contains("told to quit") == true, "\(status)")
+                #expect(attach.log.contains("the guest's QEMU was told to quit. Protection has ended"), "\(attach.log)")
             }
         }
     }

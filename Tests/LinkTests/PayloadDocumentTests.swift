@@ -53,6 +53,7 @@ struct PayloadDocumentTests {
                     generation: Generation(1), firstEpoch: Epoch(2), lastCommitted: Epoch(3), creditWindow: 4,
                     serverVersion: "v"), [1, 2, 3, 4]),
             "refuse": Sample(Refuse(code: .busy, message: "m"), [8]),
+            "guestState": Sample(GuestState(code: .halted, message: "m"), [1]),
             "bye": Sample(Bye(code: 7, reason: "r"), [7]),
             "ramLayout": Sample(
                 RamLayoutPayload(ramSectionID: 1, configuration: [7, 7], blocks: [.init(name: "a", length: 4096)]),

@@ -30,6 +30,10 @@ struct PayloadTests {
         #expect(decode(encode(beat), Heartbeat.decode) == .success(beat))
         let bye = Bye(code: 0, reason: "detached")
         #expect(decode(encode(bye), Bye.decode) == .success(bye))
+        for code in GuestState.Code.allCases {
+            let state = GuestState(code: code, message: "pausiert, ö")
+            #expect(decode(encode(state), GuestState.decode) == .success(state))
+        }
         let digests = DiskDigests(
             disk: 3, isLast: true, first: 77,
             runs: [
@@ -123,6 +127,7 @@ struct PayloadTests {
         check(Self.layout) { decode($0, RamLayoutPayload.decode).success != nil }
         check(Refuse(code: .busy, message: "later")) { decode($0, Refuse.decode).success != nil }
         check(Bye(code: 1, reason: "x")) { decode($0, Bye.decode).success != nil }
+        check(GuestState(code: .halted, message: "x")) { decode($0, GuestState.decode).success != nil }
         check(seal) { decode($0, Seal.decode).success != nil }
         check(Size(deviceStateLength: 1)) { decode($0, Size.decode).success != nil }
         check(Credit(consumedTotal: 1)) { decode($0, Credit.decode).success != nil }
@@ -156,6 +161,8 @@ struct PayloadTests {
         #expect(field(decode([0, 12, 0, 0], Refuse.decode).failure) == "code")
         #expect(field(decode([0, 1, 0x10, 1] + Array(repeating: 65, count: 4097), Refuse.decode).failure) == "message")
         #expect(field(decode([0, 1, 0, 1, 0xFF], Bye.decode).failure) == "reason")
+        #expect(field(decode([0, 2, 0, 0], GuestState.decode).failure) == "code")
+        #expect(field(decode([0, 1, 0, 1, 0xFF], GuestState.decode).failure) == "message")
         #expect(field(decode([0, 0, 0, 2, 0, 1, 0, 1, 0, 0], RamLayoutPayload.decode).failure) == "configuration")
         #expect(field(decode([0, 0, 0, 2, 0, 0, 0, 0, 4, 1], RamLayoutPayload.decode).failure) == "block count")
         var sameName = Self.layout

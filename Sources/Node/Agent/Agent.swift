@@ -34,7 +34,10 @@ public enum Agent {
             }
             guard await relay.guardianIsGone else { return ending.exitCode }
             log.notice("the guardian died; restoring the guest")
-            if let report = await relay.restoreWithoutGuardian(eventLoop: loop, log: log) {
+            let isHalted = await session.guestIsHalted
+            if let report = await relay.restoreWithoutGuardian(
+                keepsStopped: isHalted, eventLoop: loop, log: log)
+            {
                 log.notice("the guest was restored", metadata: ["report": "\(report)"])
             }
             return AgentExit.protectionEnded
@@ -53,7 +56,8 @@ extension AgentEnding {
         case .secondaryRefused, .linkRefused: AgentExit.secondaryRefuses
         case .secondaryAway: AgentExit.secondaryAway
         case .linkLost, .congested: AgentExit.secondaryLost
-        case .guestGone: AgentExit.guestGone
+        case .guestGone, .guestDied: AgentExit.guestGone
+        case .guestChanged: AgentExit.guestChanged
         case .fenced: AgentExit.fenced
         case .guardianGone, .mirrorLost, .migrationEnded, .failed: AgentExit.protectionEnded
         }
@@ -61,8 +65,8 @@ extension AgentEnding {
 
     var reason: String {
         switch self {
-        case .detach(let text), .refused(let text), .guestGone(let text), .fenced(let text),
-            .failed(let text):
+        case .detach(let text), .refused(let text), .guestGone(let text), .guestDied(let text), .guestChanged(let text),
+            .fenced(let text), .failed(let text):
             text
         case .linkRefused(let text): "the link is refused: \(text)"
         case .secondaryRefused(let text): "the secondary refuses: \(text)"

@@ -23,7 +23,12 @@ enum AgentEnding: Sendable, Equatable {
     case congested(String)
     case mirrorLost(String)
     case migrationEnded(String)
+    /// The guest is off, or its QEMU has ended, as somebody wished.
     case guestGone(String)
+    /// QEMU cannot go on.
+    case guestDied(String)
+    /// The guest is another machine than the one that the replica would start.
+    case guestChanged(String)
     /// The replica became the guest.
     case fenced(String)
     case failed(String)
@@ -92,11 +97,16 @@ final class AgentCore {
     var dirtyPages = 0
     private(set) var running = false
     private(set) var checkpointRunning = false
-    /// QEMU was told to take a checkpoint and has not asked for it yet.
-    private var awaitsRequest = false
+    /// QEMU was told to take a checkpoint and has not asked for it yet; so many times.
+    private var wishes = 0
     /// QEMU asked for a checkpoint before the link allows one. It waits for our reply while the guest runs.
     private var replyIsHeld = false
     var pauseBegan: Moment?
+    /// What the guest does besides, and whether checkpoints must wait for it; see AgentCore+Life.swift.
+    var life = GuestLife()
+    /// Why the guest does not run, for people; nil while it does.
+    var haltWords: String?
+    var guest = GuestDoors()
     /// What QEMU has said that the guest's RAM consists of.
     var layout: RamLayout?
     /// What the secondary's RAM cache holds, while it tells.
@@ -224,6 +234,15 @@ final class AgentCore {
         var buffer = link.allocator.buffer(capacity: 256)
         let header = buffer.writeFrame(payload, generation: settings.generation, epoch: epoch)
         send(buffer, header: header)
+    }
+
+    /// Whether the guest runs; at once.
+    func send(_ state: GuestState) {
+        guard ending == nil, (try? machine.sendGuestState()) != nil else { return }
+        var buffer = link.allocator.buffer(capacity: 256)
+        let header = buffer.writeFrame(state, generation: settings.generation, epoch: .none)
+        link.writeAndFlush(buffer, promise: nil)
+        account(UInt64(header.frameLength))
     }
 
     private func sendCommand(_ kind: FrameKind, epoch: Epoch) {
@@ -360,9 +379,10 @@ final class AgentCore {
         if silentBeats >= Heartbeats.silentMax {
             return end(.linkLost("the secondary is silent"))
         }
-        if let words = network?.overdue { return end(.congested(words)) }
+        if let words = network?.overdue, !life.isHalted { return end(.congested(words)) }
         closeIdleReaders()
         heartbeatCounter += 1
+        if life.isHalted, heartbeatCounter % 5 == 0 { guest.ask() }
         let now = MonotonicClock.now()
         var buffer = link.allocator.buffer(capacity: 64)
         let header = buffer.writeFrame(
@@ -387,13 +407,14 @@ final class AgentCore {
     /// The initial copy is complete: from now on checkpoints are triggered by the policy.
     func beginRunning() {
         running = true
+        life.entered()
         schedule()
     }
 
     /// Something that a checkpoint may have waited for has happened.
-    private func proceed() {
+    func proceed() {
         guard ending == nil else { return }
-        if replyIsHeld, machine.mayCheckpoint {
+        if replyIsHeld, machine.mayCheckpoint, !life.isHalted {
             replyIsHeld = false
             requested()
             onOwed()
@@ -405,7 +426,7 @@ final class AgentCore {
     func schedule() {
         timer?.cancel()
         timer = nil
-        guard running, ending == nil, !checkpointRunning, machine.mayCheckpoint else { return }
+        guard running, ending == nil, !checkpointRunning, machine.mayCheckpoint, !life.isHalted else { return }
         var situation = EpochPolicy.Situation()
         situation.uncommitted = machine.uncommittedSealed
         situation.outstandingBytes = outstandingBytes
@@ -415,7 +436,7 @@ final class AgentCore {
         switch policy.next(now: MonotonicClock.now(), situation) {
         case .triggerNow:
             checkpointRunning = true
-            awaitsRequest = true
+            wishes = 1
             triggerCheckpoint()
         case .wait(let until):
             let delay = until.nanoseconds(since: MonotonicClock.now())
@@ -434,20 +455,24 @@ final class AgentCore {
         let bound = NIOLoopBound(self, eventLoop: loop)
         loop.scheduleTask(in: Self.requestPatience) {
             let core = bound.value
-            guard core.awaitsRequest, core.ending == nil else { return }
+            guard core.wishes > 0, core.ending == nil else { return }
             core.log.debug("QEMU has not asked for the checkpoint that it was told to take; it is told again")
+            core.wishes += 1
+            // One that has left COLO without a word will never ask.
+            if core.wishes % Self.wishesMax == 0 { core.guest.checkMigration() }
             core.triggerCheckpoint()
         }
     }
 
     /// QEMU asks within some 2 ms of being told.
     private static let requestPatience = TimeAmount.milliseconds(100)
+    private static let wishesMax = 20
 
     /// QEMU asks for a checkpoint. The guest runs until we reply, so the reply may wait for the link.
     func requested() {
         checkpointRunning = true
-        awaitsRequest = false
-        guard machine.mayCheckpoint else {
+        wishes = 0
+        guard machine.mayCheckpoint, !life.isHalted else {
             replyIsHeld = true
             return
         }

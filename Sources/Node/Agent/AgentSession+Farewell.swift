@@ -1,24 +1,28 @@
+import Checkpointer
 import Glibc
+import Link
 import Synchronization
 
 extension AgentSession {
     /// What the secondary is told of the end: an operator there must know a guest that has died from one that was
     /// powered off, or that runs on unprotected.
-    func byeCode(_ ending: AgentEnding) async -> UInt16 {
+    func bye(_ ending: AgentEnding) async -> Bye {
         switch ending {
-        case .guestGone: return ByeCode.guestShutdown
         case .mirrorLost, .migrationEnded, .failed:
             // QEMU's sockets close some time before its process has ended, and what it said of its end, over the
             // guardian's socket, may come later than that.
-            for _ in 0..<8 where !guestHasDied && !guestWasShutDown { try? await Task.sleep(for: .milliseconds(10)) }
-            for _ in 0..<4 where guestHasDied && !guestWasShutDown { try? await Task.sleep(for: .milliseconds(10)) }
+            for _ in 0..<8 where !guestHasDied && shutdown == nil { try? await Task.sleep(for: .milliseconds(10)) }
+            for _ in 0..<4 where guestHasDied && shutdown == nil { try? await Task.sleep(for: .milliseconds(10)) }
         default: break
         }
-        if guestWasShutDown { return ByeCode.guestShutdown }
-        return guestHasDied ? ByeCode.guestDied : ByeCode.ended
+        let reason = String((shutdown?.words ?? ending.reason).prefix(512))
+        if let shutdown {
+            return Bye(code: shutdown.isOrderly ? ByeCode.guestShutdown : ByeCode.guestDied, reason: reason)
+        }
+        return Bye(code: guestHasDied ? ByeCode.guestDied : ByeCode.ended, reason: reason)
     }
 
-    private var guestWasShutDown: Bool { shutdownSeen.withLock { $0 } }
+    private var shutdown: GuestLife.Cause? { shutdownSeen.withLock { $0 } }
 
     /// The guest's process is gone, or has given back its memory: what it was is no more.
     private var guestHasDied: Bool {

@@ -6,7 +6,9 @@ import Units
 
 /// RAM and device state: COLO entry, and the progress line for as long as it runs.
 extension AgentSession {
-    func startMigration(_ core: NIOLoopBound<AgentCore>, _ directory: SocketDirectory) async throws {
+    func startMigration(
+        _ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>, _ directory: SocketDirectory
+    ) async throws {
         let server = try await ServerBootstrap(group: loop)
             .childChannelOption(.recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: 512 << 10))
             .childChannelOption(.maxMessagesPerRead, value: 16)
@@ -34,7 +36,9 @@ extension AgentSession {
                 "max-bandwidth": .integer(1 << 40),
                 "downtime-limit": 300,
             ])
+        try await loop.submit { core.value.life.entering(at: MonotonicClock.wallNanoseconds()) }.get()
         try await relay.execute("migrate", ["uri": .string("unix:\(directory.path("ram.sock"))")])
+        try await expectSameMachine(guest)
         while try await !loop.submit({ core.value.running }).get() {
             try await Task.sleep(for: .milliseconds(50))
             try Task.checkCancellation()
@@ -68,7 +72,8 @@ extension AgentSession {
                 let sent = try? await loop.submit { core.value.sentTotal }.get()
                 progress.protected(figures, sent: sent ?? 0)
             }
-            progress.show(ProgressLine.running(figures))
+            let halted = try? await loop.submit { core.value.haltWords }.get()
+            progress.show((halted ?? nil) ?? ProgressLine.running(figures))
             try? await Task.sleep(for: .milliseconds(200))
         }
     }

@@ -30,8 +30,10 @@ final class AgentSession: Sendable {
     let end: AsyncStream<AgentEnding>.Continuation
     private let newestCommit = Mutex<Moment?>(nil)
 
-    /// QEMU has said that it ends, or its guest.
-    let shutdownSeen = Mutex(false)
+    /// QEMU has said that it ends, or its guest, and why.
+    let shutdownSeen = Mutex<GuestLife.Cause?>(nil)
+    /// How often the machine was to be compared with the replica's.
+    let comparisons = Mutex(0)
 
     /// When a checkpoint of this session was committed last; nil when none was.
     var lastCommit: Moment? { newestCommit.withLock { $0 } }
@@ -99,11 +101,12 @@ final class AgentSession: Sendable {
             core.value.openDiskReaders = { [self] done in openDiskReaders(guest, directory, done) }
             core.value.closeDiskReaders = { [self] in Task { await stopDiskReaders(guest) } }
         }.get()
-        watchEvents(core)
+        try await watchEvents(core, guest)
         try await compareDisks(guest, core)
         try await mirrorDisks(guest, core, directory)
         try await holdNetwork(guest, core, directory)
-        try await startMigration(core, directory)
+        try await waitUntilItRuns(core)
+        try await startMigration(guest, core, directory)
         await showProgress(core, guest)
     }
 
@@ -207,30 +210,6 @@ final class AgentSession: Sendable {
         }
     }
 
-    private func watchEvents(_ core: NIOLoopBound<AgentCore>) {
-        let events = relay.events
-        Task { [end, log] in
-            for await event in events {
-                log.debug("\(event.name) \(event.data)")
-                switch event.name {
-                case "SHUTDOWN":
-                    shutdownSeen.withLock { $0 = true }
-                    let reason = event.data["reason"]?.stringValue ?? "unknown"
-                    end.yield(.guestGone("the guest was shut down (\(reason)); protection has ended"))
-                case "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR":
-                    guard let job = event.data["device"]?.stringValue, GuestNames.isOurs(job) else { continue }
-                    let detail = event.data["error"]?.stringValue.map { ": \($0)" } ?? ""
-                    end.yield(.mirrorLost("the mirror job \(job) ended (\(event.name))\(detail)"))
-                case "COLO_EXIT":
-                    let reason = event.data["reason"]?.stringValue ?? "unknown"
-                    end.yield(.migrationEnded("QEMU left COLO (\(reason))"))
-                default:
-                    continue
-                }
-            }
-        }
-    }
-
     // MARK: The end
 
     /// QEMU gets no more of us than answers to its mirrors, and those until the guardian has ended them.
@@ -248,10 +227,9 @@ final class AgentSession: Sendable {
         switch ending {
         case .linkLost, .linkRefused, .secondaryRefused, .secondaryAway, .guardianGone: break
         default:
-            let code = await byeCode(ending)
+            let bye = await bye(ending)
             var buffer = channel.allocator.buffer(capacity: 128)
-            buffer.writeFrame(
-                Bye(code: code, reason: String(ending.reason.prefix(512))), generation: generation, epoch: .none)
+            buffer.writeFrame(bye, generation: generation, epoch: .none)
             // A peer that does not read must not keep us: the guardian waits.
             channel.eventLoop.scheduleTask(in: .milliseconds(150)) { channel.close(promise: nil) }
             try? await channel.writeAndFlush(buffer)

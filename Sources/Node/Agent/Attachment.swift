@@ -99,9 +99,11 @@ enum AgentExit {
     static let secondaryRefuses: Int32 = 6
     /// The replica became the guest.
     static let fenced: Int32 = 7
+    /// The guest is another machine than the one that the replica would start.
+    static let guestChanged: Int32 = 8
     /// After which a network that is held, or was found closed, stays closed under the policy `hold`. A refusal is among
     /// them for attempts within an outage.
-    static let lossCodes: Set<Int32> = [refused, secondaryLost, secondaryAway, secondaryRefuses, fenced]
+    static let lossCodes: Set<Int32> = [refused, secondaryLost, secondaryAway, secondaryRefuses, fenced, guestChanged]
 }
 
 /// The guardian's side of `colo-blk attach`.
@@ -200,18 +202,20 @@ public enum Attachment {
     /// What an outcome means for another attempt.
     private static func ending(of outcome: GuardianOutcome, isRetry: Bool, qmp: String) -> Reconnection.Ending {
         switch outcome {
-        case .agentFailed(_, AgentExit.secondaryLost, _): .lost
+        case .agentFailed(_, AgentExit.secondaryLost, _), .agentFailed(_, AgentExit.guestChanged, _): .lost
         case .agentFailed(_, AgentExit.secondaryAway, _): .away
         // What is in the way during an outage, a paused guest or another client of the monitor, may go again.
         case .agentFailed(_, AgentExit.refused, _): isRetry ? .away : .final
         case .notStarted: isRetry && UnixSocketPath.isListening(qmp) ? .away : .final
-        case .agentFailed, .detached, .guestGone: .final
+        case .agentFailed, .detached, .guestGone, .guestShutOff: .final
         }
     }
 
     private static func words(_ outcome: GuardianOutcome) -> String {
         switch outcome {
-        case .detached(let reason, _), .agentFailed(let reason, _, _), .guestGone(let reason), .notStarted(let reason):
+        case .detached(let reason, _), .agentFailed(let reason, _, _), .guestGone(let reason),
+            .guestShutOff(let reason),
+            .notStarted(let reason):
             reason
         }
     }
@@ -250,7 +254,9 @@ public enum Attachment {
             let words = reason + closed(outcome, options)
             return isRetry ? .protectionEnded("protection ended: \(words)") : .refused(words)
         case .agentFailed(let reason, AgentExit.guestGone, _):
-            return .guestGone(reason)
+            return .guestGone(shutOff(reason))
+        case .guestShutOff(let reason):
+            return .guestGone(shutOff(reason))
         case .agentFailed(let reason, _, let report):
             return .protectionEnded("protection ended: \(reason); \(report)" + closed(outcome, options))
         case .guestGone(let reason):
@@ -263,6 +269,10 @@ public enum Attachment {
                 "the guest's QEMU has ended while the secondary was away (\(reason)); to go on from the last "
                     + "checkpoint: " + failoverHint(options))
         }
+    }
+
+    private static func shutOff(_ reason: String) -> String {
+        "\(reason). Protection has ended; the replica keeps the last checkpoint, of before that"
     }
 
     /// What to know of a network that stays closed.

@@ -82,10 +82,13 @@ final class HeldNetwork {
             times: machine.times.summary, isInForce: machine.isInForce)
     }
 
+    /// When a guest that was stopped ran again: packets that it had sent before wait for nobody's fault.
+    var resumedAt: Moment?
+
     /// Why the secondary counts as lost although it lives; nil while it does not.
     var overdue: String? {
         guard !closesOnLoss, let oldest = machine.oldest,
-            MonotonicClock.now().nanoseconds(since: oldest) > Self.overdueAfter
+            MonotonicClock.now().nanoseconds(since: max(oldest, resumedAt ?? oldest)) > Self.overdueAfter
         else { return nil }
         let seconds = Self.overdueAfter / 1_000_000_000
         return "packets of the guest were held for more than \(seconds) s, since no checkpoint was committed: a faster "
@@ -271,8 +274,8 @@ extension AgentEnding {
     /// The secondary is lost, for the time being or for good.
     var isLoss: Bool {
         switch self {
-        case .linkLost, .linkRefused, .congested, .secondaryAway, .secondaryRefused, .fenced: true
-        case .detach, .refused, .guardianGone, .mirrorLost, .migrationEnded, .guestGone, .failed: false
+        case .linkLost, .linkRefused, .congested, .secondaryAway, .secondaryRefused, .fenced, .guestChanged: true
+        case .detach, .refused, .guardianGone, .mirrorLost, .migrationEnded, .guestGone, .guestDied, .failed: false
         }
     }
 }

@@ -1,3 +1,4 @@
+import Checkpointer
 import Logging
 import NIOCore
 import QEMU
@@ -68,6 +69,7 @@ final class MigrationHandler: ChannelInboundHandler {
             core.beginRunning()
         case .reply:
             core.pauseBegan = MonotonicClock.now()
+            core.life.replied(at: MonotonicClock.wallNanoseconds())
             write(stream.reply(), context)
         case .acknowledgeAhead:
             guard stream.mayAcknowledgeAhead else { return }

@@ -22,6 +22,8 @@ struct ProtectedGuest: Sendable {
     /// Networks whose packets are held, by the ids of their `-netdev`.
     let heldNetworks: [String]
     let identityJSON: [UInt8]
+    /// What of the machine may change while it runs.
+    let shape: GuestShape
 
     static func take(relay: AgentRelay, options: AttachOptions, log: Logger) async throws -> ProtectedGuest {
         guard relay.hello.saved.wasRunning else {
@@ -59,7 +61,7 @@ struct ProtectedGuest: Sendable {
             disks: identity.disks.map { disk in
                 Disk(id: disk.id, node: disk.node, size: disk.size, discards: disk.discard)
             },
-            heldNetworks: heldNetworks, identityJSON: try identity.encoded())
+            heldNetworks: heldNetworks, identityJSON: try identity.encoded(), shape: GuestShape(answers))
     }
 
     private static func networks(_ answers: GuestAnswers, _ wanted: HeldNetworks?) throws -> [String] {

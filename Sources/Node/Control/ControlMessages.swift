@@ -124,8 +124,12 @@ public struct GuestStatus: Codable, Sendable {
         case syncing
         /// A primary is connected and checkpoints are being committed.
         case protected
+        /// A primary is connected, and the guest does not run: no checkpoint comes until it does. The message says why.
+        case halted = "guest halted"
         /// A primary was connected and is silent, or has gone without a farewell; the message says which.
         case primaryLost = "primary lost"
+        /// No primary is connected: the guest, or its QEMU, was ended on purpose, as the message says.
+        case shutOff = "shut off"
         /// No primary is connected.
         case idle
         /// The replica has become the guest.

@@ -132,13 +132,17 @@ public final class AgentRelay: QMPExecutor {
     }
 
     /// For an agent whose guardian died: opens the monitor and restores the guest as the guardian would have done.
+    /// - Parameter keepsStopped: whether somebody else than we has stopped the guest.
     /// - Returns: nil when the monitor cannot be opened; the reason was logged.
-    public func restoreWithoutGuardian(eventLoop: any EventLoop, log: Logger) async -> GuestRestoration.Report? {
+    public func restoreWithoutGuardian(
+        keepsStopped: Bool = false, eventLoop: any EventLoop, log: Logger
+    ) async -> GuestRestoration.Report? {
         do {
             let client = try await QMPClient.connect(path: hello.qmpPath, eventLoop: eventLoop)
             defer { client.close() }
-            let restoration = GuestRestoration(
+            var restoration = GuestRestoration(
                 qmp: client, outOfBand: client.outOfBand, saved: hello.saved, log: log)
+            restoration.keepsStopped = keepsStopped
             return await restoration.run(nbdNodes: [], mirrorsAreAnswered: true)
         } catch {
             log.error("the guest cannot be restored", metadata: ["error": "\(error)"])

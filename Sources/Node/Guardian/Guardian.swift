@@ -1,4 +1,5 @@
 import CLinux
+import Checkpointer
 import Glibc
 import Logging
 import NIOCore
@@ -71,6 +72,8 @@ public final class Guardian: Sendable {
     private let incidents: AsyncStream<Incident>
     private let incident: AsyncStream<Incident>.Continuation
     private let commitSaid = Mutex<Moment?>(nil)
+    /// Why QEMU ends, if it has said so.
+    private let shutdown = Mutex<GuestLife.Cause?>(nil)
     /// Whether a network of the guest was closed when the guardianship began.
     private let foundClosed = Mutex(false)
 
@@ -106,6 +109,12 @@ public final class Guardian: Sendable {
             signals?.stop()
         }
         client.whenClosed { [incident] in incident.yield(.guestGone($0)) }
+        client.onLoop { [self] monitor in
+            _ = monitor.observeEvents { [self] event in
+                guard event.name == "SHUTDOWN" else { return }
+                shutdown.withLock { $0 = GuestLife.Cause(event.data["reason"]?.stringValue ?? "") }
+            }
+        }
         do {
             let claim = try claim(client)
             defer { withExtendedLifetime(claim) {} }
@@ -221,7 +230,7 @@ public final class Guardian: Sendable {
             send(.detach(reason: "the guest has ended"), relay)
             _ = await agent.wait()
             grace.cancel()
-            return .guestGone(reason: "QEMU closed the monitor")
+            return gone("QEMU closed the monitor")
         }
         log.notice("restoring the guest", metadata: ["reason": "\(cause.reason)"])
         let answers = cause.agentLeaves && agent.isRunning
@@ -233,9 +242,14 @@ public final class Guardian: Sendable {
         let ending = await agent.wait()
         grace.cancel()
         log.notice("the guest was restored", metadata: ["report": "\(report)"])
-        if report.guestGone { return .guestGone(reason: "QEMU closed the monitor while the guest was restored") }
+        if report.guestGone { return gone("QEMU closed the monitor while the guest was restored") }
         if cause.wished { return .detached(reason: cause.reason, report) }
         return .agentFailed(reason: explain(cause, ending), exitCode: cause.exitCode ?? status(ending), report)
+    }
+
+    private func gone(_ reason: String) -> GuardianOutcome {
+        guard let cause = shutdown.withLock({ $0 }), cause.isOrderly else { return .guestGone(reason: reason) }
+        return .guestShutOff(reason: cause.words)
     }
 
     /// Only the loss of a secondary closes a network, or keeps closed what was found so. A wish opens it, and so does a

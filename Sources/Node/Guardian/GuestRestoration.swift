@@ -23,13 +23,17 @@ public struct GuestRestoration: Sendable {
         public var networkClosed = false
         /// The monitor's connection ended: there is no guest any more.
         public var guestGone = false
+        /// The state of a guest that somebody else had stopped, and that was left so; nil for one that is to run.
+        public var leftStopped: String?
         /// What went wrong, in words; at most 32.
         public var problems: [String] = []
 
         public init() {}
 
         public var description: String {
-            let running = timeToRunning.map { "the guest runs, seen after \($0)" } ?? "the guest was not seen running"
+            let running =
+                leftStopped.map { "the guest was found stopped by somebody else and is left so (\($0))" }
+                ?? timeToRunning.map { "the guest runs, seen after \($0)" } ?? "the guest was not seen running"
             return running + (clean ? ", nothing of ours is left" : ", something of ours may be left")
                 + (networkClosed ? ", but for filters that keep its network CLOSED" : "")
                 + (problems.isEmpty ? "" : ": " + problems.joined(separator: "; "))
@@ -48,6 +52,8 @@ public struct GuestRestoration: Sendable {
     /// Whether networks that are held stay closed: then no packet leaves until a later attach opens them, or somebody
     /// has them opened. Set for the loss of a secondary under the policy `hold`.
     public var keepsNetworkClosed = false
+    /// Whether a guest that is found stopped, and not by what COLO does, stays so: somebody else has stopped it.
+    public var keepsStopped = true
     let clock = ContinuousClock()
 
     /// - Parameters:
@@ -78,6 +84,7 @@ public struct GuestRestoration: Sendable {
         let start = clock.now
         var report = Report()
         await unhang(nbdNodes)
+        let stop = await foundStopped(&report)
         // A network that stays closed is closed already: the agent lets nothing pass, or is gone.
         if !keepsNetworkClosed { await removeFilters(&report) }
         let hasStopped = await endJobs(nbdNodes, answered: mirrorsAreAnswered, &report)
@@ -85,8 +92,9 @@ public struct GuestRestoration: Sendable {
         report.clean = true
         var deadline = start + Self.budget
         while true {
-            let wasColo = await leaveMigration(since: start, until: deadline, &report)
-            let mustRun = saved?.wasRunning ?? (wasColo || hasStopped)
+            let wasColo = await leaveMigration(since: start, until: deadline, stop, &report)
+            if let stop { await stopAgain(stop, wasColo: wasColo, &report) }
+            let mustRun = stop == nil && (saved?.wasRunning ?? (wasColo || hasStopped))
             report.guestRunning = await resume(mustRun: mustRun, until: deadline, &report)
             if report.guestRunning || report.guestGone || !mustRun { break }
             if clock.now >= start + Self.patience { break }
@@ -110,6 +118,7 @@ public struct GuestRestoration: Sendable {
         await restoreSettings(&report)
         if let status = await attempt("query-status", nil, &report) {
             report.guestRunning = status["running"]?.boolValue ?? report.guestRunning
+            if stop != nil, !report.guestRunning { report.leftStopped = status["status"]?.stringValue ?? stop }
         }
         return report
     }
@@ -194,7 +203,8 @@ public struct GuestRestoration: Sendable {
 
     /// Ends COLO or the initial copy. Returns whether the guest was in COLO.
     private func leaveMigration(
-        since start: ContinuousClock.Instant, until deadline: ContinuousClock.Instant, _ report: inout Report
+        since start: ContinuousClock.Instant, until deadline: ContinuousClock.Instant, _ stop: String?,
+        _ report: inout Report
     ) async -> Bool {
         var leftColo = false
         var lastHeartbeat = start
@@ -206,6 +216,13 @@ public struct GuestRestoration: Sendable {
             }
             let waited = clock.now - start
             switch answer["status"]?.stringValue ?? "none" {
+            case "colo" where stop == "internal-error":
+                // QEMU would abort.
+                report.clean = false
+                report.problems.append(
+                    "QEMU has stopped the guest for an error, and cannot leave COLO: 'system_reset' it, then "
+                        + "'colo-blk detach --recover'")
+                return false
             case "colo":
                 // Takes effect within a millisecond or two; refused while it does.
                 if !leftColo || clock.now - lastHeartbeat > .milliseconds(50) {

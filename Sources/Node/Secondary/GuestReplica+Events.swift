@@ -29,6 +29,16 @@ extension GuestReplica {
         if figures.pauseNanoseconds > 0 { pauses.record(figures.pauseNanoseconds) }
     }
 
+    /// Remembers whether the guest runs.
+    func keep(_ guest: GuestState) {
+        haltWords = guest.code == .halted ? guest.message : nil
+        noteState()
+    }
+
+    func shutOffMessage(_ words: String) -> String {
+        "\(words); the last checkpoint is of before that, and nothing starts it by itself"
+    }
+
     /// Fills in what is known of the primary, and how the replica's parts are.
     func addHealth(to status: inout GuestStatus) {
         status.dirtyPagesPerSecond = history.pagesPerSecond
@@ -69,7 +79,7 @@ extension GuestReplica {
 
     /// A checkpoint that is far older than it should be, while a primary says that it protects the guest.
     private func isLate(_ status: GuestStatus) -> Bool? {
-        guard session != nil, let age = status.commitAgeSeconds else { return nil }
+        guard session != nil, haltWords == nil, let age = status.commitAgeSeconds else { return nil }
         let interval = (status.intervalMilliseconds ?? 200) / 1000
         return age > max(10 * interval, 2)
     }

@@ -120,7 +120,9 @@ extension GuestReplica {
 
     private func promoteItself() async {
         do {
-            let report = try await failover(FailoverOptions(force: true), isByItself: true)
+            // One that its operator had stopped is not started against that wish.
+            let options = FailoverOptions(paused: haltWords != nil, force: true)
+            let report = try await failover(options, isByItself: true)
             watch.promoted(true)
             log.notice(
                 "failed over by itself", metadata: ["guest": "\(name)", "qmp": "\(report.qmpSocket ?? "-")"])

@@ -61,6 +61,10 @@ actor GuestReplica {
     var lossWords: String?
     /// What the primary said of the end of the session; nil before that.
     var parting: PrimaryWatch.Ending?
+    /// Why the guest does not run, as the primary said last; nil while it runs. Kept when the primary is gone.
+    var haltWords: String?
+    /// How the guest, or its QEMU, was ended in order; nil when it was not.
+    var shutOffWords: String?
     /// Who the primary said it is, last.
     var primaryLabel = ""
     /// `--on-loss` is running.
@@ -121,6 +125,8 @@ actor GuestReplica {
             primary = nil
             primaryLabel = newSession.label
             lossWords = nil
+            haltWords = nil
+            shutOffWords = nil
             parting = nil
             watch.connected()
             tell(.session, "a primary has connected: \(newSession.label)")
@@ -204,6 +210,8 @@ actor GuestReplica {
             keep(try frame.withPayload { bytes in try DiskCheck.decode(bytes) }, of: epoch)
         case .keepPrimaryFigures:
             keep(try frame.withPayload { bytes in try PrimaryFigures.decode(bytes) })
+        case .keepGuestState:
+            keep(try frame.withPayload { bytes in try GuestState.decode(bytes) })
         case .keepIdentity:
             let identity = try frame.withPayload { bytes in try IdentityPayload.decode(bytes) }
             store.keepIdentity(identity.json)
@@ -228,7 +236,8 @@ actor GuestReplica {
             break
         case .close:
             let bye = try frame.withPayload { bytes in try Bye.decode(bytes) }
-            lastEnd = bye.code == ByeCode.guestShutdown ? "the guest was shut down by its user" : bye.reason
+            lastEnd = bye.reason
+            if bye.code == ByeCode.guestShutdown, store.record != nil { shutOffWords = bye.reason }
             parting = bye.code == ByeCode.guestDied ? .lost(.guestDied) : .orderly
             return false
         }
@@ -357,6 +366,12 @@ actor GuestReplica {
                 description: "'\(name)' runs here already (pid \(guest.pid), QMP \(guest.qmpSocket))")
         }
         if options.dryRun { return try dryRun(options) }
+        if let shutOffWords, !options.force {
+            throw GuestStore.Failed(
+                description:
+                    "'\(name)' was ended on purpose (\(shutOffWords)): start it where it was. --force starts it here, from "
+                    + "its last checkpoint, of before that")
+        }
         if let session, !session.isSilent, !options.force {
             throw GuestStore.Failed(
                 description:
@@ -388,6 +403,7 @@ actor GuestReplica {
                 plan, state, options, wasPromoted: wasPromoted, decided: decided)
             failoverFailure = nil
             lossWords = nil
+            shutOffWords = nil
             if !isByItself { watch.failedOver() }
             tell(.failover, "the guest runs here as process \(report.pid ?? 0)")
             noteState()
@@ -478,7 +494,7 @@ actor GuestReplica {
             proof: proof, commits: commits)
         status.message =
             failoverFailure.map { "\($0); 'colo-blk failover \(name)' tries again" } ?? store.damage ?? lossWords
-            ?? lastEnd
+            ?? (session == nil ? shutOffWords.map(shutOffMessage) : haltWords) ?? lastEnd
         if let record = store.record {
             status.committedEpoch = record.epoch.rawValue
             status.committedAtMilliseconds = record.wallClockMilliseconds
@@ -502,7 +518,8 @@ actor GuestReplica {
         if store.isPromoted { return .failedOver }
         if store.damage != nil { return .damaged }
         if watch.loss != nil { return .primaryLost }
-        guard session != nil else { return .idle }
+        guard session != nil else { return shutOffWords == nil ? .idle : .shutOff }
+        if haltWords != nil { return .halted }
         return store.sessionHasCheckpoint ? .protected : .syncing
     }
 

@@ -10,6 +10,13 @@ enum MonotonicClock {
         return Moment(nanoseconds: UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec))
     }
 
+    /// Nanoseconds since 1970.
+    static func wallNanoseconds() -> UInt64 {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+    }
+
     /// Milliseconds since 1970.
     static func wallMilliseconds() -> UInt64 {
         var time = timespec()

@@ -183,6 +183,7 @@ struct Doctor {
                 "the process at the monitor's socket is \(words.last ?? "?"), which does not look like QEMU",
                 "give the pid of the guest's QEMU")
         }
+        examineUnplugged(arguments)
         examineNetworks(arguments)
         guard let identity = try? GuestIdentity.capture(answers, arguments: arguments) else {
             add(.blocker, "identity", "QEMU does not say enough to describe the guest")
@@ -198,6 +199,21 @@ struct Doctor {
         findings += command.findings.filter { $0.code != "hotplugged-device" }
         if !command.hasBlockers, identity.hotplugged.isEmpty {
             add(.ok, "startable", "the command line can be carried over to a new guest")
+        }
+    }
+
+    /// Devices of the command line that are no longer there: a new guest would have them again.
+    private mutating func examineUnplugged(_ arguments: [String]) {
+        let present = Set(answers.peripherals.map(\.name))
+        guard !present.isEmpty else { return }
+        for value in QEMUCommandLine(arguments).values("device") {
+            let text = OptionText(value, implied: "driver")
+            guard let id = text["id"], !id.isEmpty, !present.contains(id) else { continue }
+            add(
+                .blocker, "unplugged-device",
+                "the device \(id) (\(text["driver"] ?? "?")) of the command line was unplugged: a new guest made from it "
+                    + "would have it again",
+                "restart the guest without it, or plug it in again and restart the guest")
         }
     }
 

@@ -47,7 +47,8 @@ struct DiskOptions {
         return nil
     }
 
-    private func file(of option: QEMUCommandLine.Option) -> String? {
+    /// The file that an option names; nil for none, or for one that is named in another way.
+    func file(of option: QEMUCommandLine.Option) -> String? {
         switch option.name {
         case "drive", "blockdev":
             let text = OptionText(option.value ?? "", implied: "driver")

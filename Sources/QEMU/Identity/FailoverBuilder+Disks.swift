@@ -7,7 +7,7 @@ extension FailoverBuilder {
         "secs", "trans", "stats-account-invalid", "stats-account-failed",
     ]
 
-    private static func isKept(_ key: String) -> Bool {
+    static func isKept(_ key: String) -> Bool {
         keptKeys.contains(key) || key.hasPrefix("throttling.") || key.hasPrefix("iops") || key.hasPrefix("bps")
     }
 
@@ -93,6 +93,7 @@ extension FailoverBuilder {
             return
         }
         guard !droppedNodes.contains(name) else { return }
+        if let medium = media[index] { return rewrite(blockdev: text, medium) }
         keepMedium("blockdev", value, text, key: text["filename"] == nil ? "file.filename" : "filename")
     }
 
@@ -109,6 +110,7 @@ extension FailoverBuilder {
             keep("drive", new.text())
             return
         }
+        if let medium = media[index] { return rewrite(drive: text, medium) }
         let readOnly =
             text["media"] == "cdrom" || text["readonly"] == "on" || text["read-only"] == "on"
         let key = text["file"] == nil ? "file.filename" : "file"
@@ -129,8 +131,12 @@ extension FailoverBuilder {
             new["file"] = image.path
             new["format"] = image.format
         } else if form.cdrom {
-            new["file"] = absolute(file)
-            note(.note, "external-file", "the medium \(file)", "the same file must be where the guest shall start")
+            let medium = media[index]
+            if let path = medium == nil ? file : medium?.filename {
+                new["file"] = absolute(path)
+                note(.note, "external-file", "the medium \(path)", "the same file must be where the guest shall start")
+            }
+            if let format = medium?.format, medium?.filename != nil { new["format"] = format }
         } else {
             note(
                 .blocker, "disk-unknown", "-\(option.name) \(file) may be written and is not a replicated disk",

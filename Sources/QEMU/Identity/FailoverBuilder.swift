@@ -9,6 +9,8 @@ struct FailoverBuilder {
 
     /// Options that are replaced disks, by their place in the command line.
     var replaced: [Int: FailoverCommand.Image] = [:]
+    /// Options of drives whose medium was changed since the start, by their place in the command line.
+    var media: [Int: GuestMedium] = [:]
     /// Nodes of `-blockdev` that nobody needs any more.
     var droppedNodes: Set<String> = []
     /// Character devices that only a monitor used.
@@ -40,6 +42,7 @@ struct FailoverBuilder {
     mutating func build() {
         findHotplugged()
         placeDisks()
+        placeMedia()
         findDroppedChardevs()
         for (index, option) in commandLine.options.enumerated() { rewrite(option, at: index) }
         addMachine()

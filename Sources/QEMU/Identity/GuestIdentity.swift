@@ -25,6 +25,8 @@ public struct GuestIdentity: Sendable, Equatable, Codable {
     public var networks: [GuestNetwork]
     /// Devices plugged in since the start: the command line does not have them.
     public var hotplugged: [String]
+    /// Drives with removable media, as they were; nil in a description of a release that did not look.
+    public var media: [GuestMedium]?
     /// The RAM blocks, once the migration stream has told them.
     public var ramLayout: [RamBlockDescription]?
     /// The configuration section of the migration stream, once it was seen; verbatim, without its type byte.
@@ -67,7 +69,7 @@ public struct GuestIdentity: Sendable, Equatable, Codable {
             memoryBackend: answers.machineProperties["memory-backend"]?.stringValue.flatMap(Self.lastComponent),
             disks: disks(answers, commandLine), networks: networks(commandLine),
             hotplugged: answers.peripherals.filter(\.hotplugged).map { "\($0.name) (\($0.type))" }.sorted(),
-            ramLayout: nil, configuration: nil)
+            media: GuestMedium.all(in: answers), ramLayout: nil, configuration: nil)
     }
 
     private static func lastComponent(_ path: String) -> String? {

@@ -41,6 +41,12 @@ final class SerialLog {
         rest.removeSubrange(..<start)
     }
 
+    /// The guest is about to boot anew: its ticks begin again.
+    func expectRestart() {
+        read()
+        lastTick = nil
+    }
+
     private static let alarms = [
         "RAMFAIL", "DISKFAIL", "Kernel panic", "Oops", "BUG:", "Call Trace", "I/O error", "SELFCHECK bad",
         "soft lockup",

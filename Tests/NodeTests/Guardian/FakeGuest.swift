@@ -87,8 +87,9 @@ final class FakeGuest: Sendable {
         for client in clients.withLock({ $0 }) { client.close(promise: nil) }
     }
 
-    func send(event: String) {
-        let line = Array(#"{"timestamp":{"seconds":1,"microseconds":2},"event":"\#(event)"}"#.utf8) + [13, 10]
+    func send(event: String, data: String = "{}") {
+        let text = #"{"timestamp":{"seconds":1,"microseconds":2},"event":"\#(event)","data":\#(data)}"#
+        let line = Array(text.utf8) + [13, 10]
         for client in clients.withLock({ $0 }) {
             client.writeAndFlush(ByteBuffer(bytes: line), promise: nil)
         }
@@ -154,6 +155,11 @@ final class FakeGuest: Sendable {
         case "x-colo-lost-heartbeat":
             guard state.migration == "colo" else { return refuse("VM is not in COLO mode") }
             state.migration = "completed"
+            (state.running, state.status) = (true, "running")
+        case "system_wakeup":
+            guard state.status == "suspended" else {
+                return refuse("Unable to wake up: guest is not in suspended state")
+            }
             (state.running, state.status) = (true, "running")
         case "stop": (state.running, state.status) = (false, "paused")
         case "migrate_cancel": state.migration = "cancelled"

@@ -299,6 +299,87 @@ import Testing
         await guest.stop()
     }
 
+    @Test(
+        "a guest that somebody else has stopped is left stopped, although leaving COLO starts it",
+        arguments: ["paused", "prelaunch", "guest-panicked", "io-error"])
+    func stoppedByOthers(_ status: String) async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 3")
+        var state = Self.midCheckpoint()
+        state.status = status
+        let (outcome, time) = try await run(guardian, guest, breaking: state)
+        guard case .agentFailed(_, 3, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(report.leftStopped == "paused" && !report.guestRunning && report.clean && outcome.guestIsSafe)
+        #expect("\(report)".contains("left so (paused)") && time < .seconds(2))
+        let left = guest.state.withLock { $0 }
+        #expect(!left.running && left.migration == "completed" && left.jobs == ["users-own-job"])
+        #expect(!guest.log.contains("cont"))
+        await guest.stop()
+    }
+
+    @Test func aGuestThatIsOffIsNotWaitedFor() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 3")
+        var state = FakeGuest.State()
+        (state.running, state.status, state.migration) = (false, "shutdown", "completed")
+        let (outcome, time) = try await run(guardian, guest, breaking: state)
+        #expect(outcome.guestIsSafe && time < .seconds(2))
+        #expect(!guest.log.contains("cont") && !guest.log.contains("stop"))
+        await guest.stop()
+    }
+
+    @Test func aGuestThatQemuCannotTakeOutOfColoIsNotKilledByTrying() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 3")
+        var state = Self.midCheckpoint()
+        state.status = "internal-error"
+        let (outcome, _) = try await run(guardian, guest, breaking: state)
+        guard case .agentFailed(_, 3, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(!report.clean && "\(report)".contains("system_reset"))
+        #expect(!guest.log.contains("x-colo-lost-heartbeat"))
+        await guest.stop()
+    }
+
+    @Test func aGuestThatSleepsIsWokenBeforeColoIsLeft() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 3")
+        var state = Self.midCheckpoint()
+        state.status = "suspended"
+        let (outcome, _) = try await run(guardian, guest, breaking: state)
+        #expect(outcome.guestIsSafe)
+        let log = guest.log
+        let woken = try #require(log.firstIndex(of: "system_wakeup"))
+        #expect(try #require(log.firstIndex(of: "x-colo-lost-heartbeat")) > woken)
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
+    @Test("a QEMU that says why it ends, and one that does not", arguments: ["host-qmp-quit", "host-error", ""])
+    func says(_ reason: String) async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: Self.beating)
+        let (outcome, _) = try await run(guardian, guest, breaking: nil) {
+            try await Task.sleep(for: .milliseconds(100))
+            if !reason.isEmpty { guest.send(event: "SHUTDOWN", data: #"{"guest": false, "reason": "\#(reason)"}"#) }
+            guest.disconnect()
+        }
+        if reason == "host-qmp-quit" {
+            #expect(outcome == .guestShutOff(reason: "the guest's QEMU was told to quit"))
+        } else {
+            guard case .guestGone = outcome else {
+                Issue.record("\(outcome)")
+                return
+            }
+        }
+        await guest.stop()
+    }
+
     @Test func aGuestThatEndsEndsTheGuardianToo() async throws {
         let guest = try await FakeGuest.start(eventLoop: loop)
         let guardian = guardian(guest, script: Self.beating)

@@ -304,7 +304,9 @@ final class Daemon: WireEnd {
         case .say(.reply, let epoch):
             try machine.replied(epoch)
             answers.append(say(.reply, epoch))
-        case .say, .echo, .decide, .keepRamDigests, .keepRamFigures, .keepDiskCheck, .keepPrimaryFigures: break
+        case .say, .echo, .decide, .keepRamDigests, .keepRamFigures, .keepDiskCheck, .keepPrimaryFigures,
+            .keepGuestState:
+            break
         case .close: drop(connection, "the primary left")
         }
     }
