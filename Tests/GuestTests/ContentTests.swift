@@ -5,8 +5,8 @@ import Testing
 extension RealGuests {
     /// What is committed is the primary's content at that moment, byte for byte.
     ///
-    /// The guest is stopped by hand between two checkpoints. Nothing changes from then on until the next checkpoint has
-    /// been taken, so what RAM and disks hold while it stands still is what that checkpoint must hold.
+    /// The guest is caught while it stands still for a checkpoint: what RAM and disks hold then is what that checkpoint
+    /// must hold.
     @Suite struct ContentTests {
         private static let ramBytes = 262_152 << 10
         /// Device memory and firmware shadows: not a part of RAM as the file has it.
@@ -22,13 +22,13 @@ extension RealGuests {
                 try attach.waitUntilProtected()
                 try secondary.waitForProof(name)
                 for round in 1...Settings.rounds {
-                    let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                    let snapshot = try stopAtCheckpoint(guest, attach, secondary, name, scene)
                     let cache = try ramCache(scene, name)
                     let different = try Content.differentPages(snapshot.ram, cache, skipping: Self.hole)
                     #expect(different.isEmpty, "RAM pages of epoch \(snapshot.epoch): \(different.prefix(20))")
                     scene.say("round \(round): epoch \(snapshot.epoch): RAM compared, \(different.count) pages differ")
                 }
-                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                let snapshot = try stopAtCheckpoint(guest, attach, secondary, name, scene)
                 try guest.kill()
                 try attach.waitForExit(3)
                 try compareRestored(snapshot, guest, secondary, name, scene)
@@ -37,16 +37,16 @@ extension RealGuests {
 
         @Test func theDiskOfADetachedReplicaIsThatOfTheStoppedGuest() throws {
             try Scene.run("content-detached") { scene in
-                let guest = try scene.launch(.init(workload: .disk))
+                let guest = try scene.launch(.init(workload: .all))
                 let secondary = try scene.startedSecondary()
                 let name = scene.guestName("g")
                 try guest.waitUntilBusy()
-                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "3s"])
+                let attach = try scene.attach(guest, to: secondary, name: name, options: ["--interval", "5s"])
                 try attach.waitUntilProtected()
                 try secondary.waitForProof(name)
-                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                let snapshot = try stopAtCheckpoint(guest, attach, secondary, name, scene)
                 // What the guest writes now belongs to an epoch that is never committed, and must be taken back.
-                pause(milliseconds: 1500)
+                pause(milliseconds: 1000)
                 try attach.detach()
                 #expect(try secondary.committedEpoch(name) == snapshot.epoch)
                 let folder = "\(secondary.store)/\(name)/disks"
@@ -85,7 +85,7 @@ extension RealGuests {
                 #expect(whole.skipped == 0)
                 // The guest goes on writing all the time, so that much has changed; but far from everything.
                 #expect(part.skipped > 16 << 20)
-                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                let snapshot = try stopAtCheckpoint(guest, again, secondary, name, scene)
                 try again.detach()
                 #expect(try secondary.committedEpoch(name) == snapshot.epoch)
                 let folder = "\(secondary.store)/\(name)/disks"
@@ -148,7 +148,7 @@ extension RealGuests {
                     #expect(ram.known > ram.pages / 2, "most of RAM has not changed")
                 }
                 try secondary.waitForProof(name)
-                let snapshot = try stopAtCheckpoint(guest, secondary, name, scene)
+                let snapshot = try stopAtCheckpoint(guest, attach, secondary, name, scene)
                 let pages = try Content.differentPages(snapshot.ram, try ramCache(scene, name), skipping: Self.hole)
                 #expect(pages.isEmpty, "RAM pages of epoch \(snapshot.epoch): \(pages.prefix(20))")
                 try attach.detach()
@@ -195,34 +195,65 @@ extension RealGuests {
             let disk: String
         }
 
-        /// Stops the guest, copies what it holds, and lets the next checkpoint be committed.
+        /// Catches the guest in a checkpoint, copies what it holds, and lets the checkpoint be committed.
         private func stopAtCheckpoint(
-            _ guest: Guest, _ secondary: Secondary, _ name: String, _ scene: Scene
+            _ guest: Guest, _ attach: AttachProcess, _ secondary: Secondary, _ name: String, _ scene: Scene
         ) throws -> Snapshot {
-            let watch = try guest.watch()
             let ram = "\(scene.directory)/ram"
             let disk = "\(scene.directory)/disk"
-            for _ in 1...5 {
-                // Right behind a checkpoint, so that there is time until the next one.
-                let epoch = try secondary.waitForCheckpoints(1, of: name)
-                try watch.drain()
-                let seen = watch.events.count
-                try watch.execute("stop")
-                for path in [ram, disk] { unlink(path) }
-                try watch.execute("pmemsave", ["val": 0, "size": Self.ramBytes, "filename": ram], within: 60)
-                try FileManager.default.copyItem(atPath: "\(scene.directory)/g0/disk0.raw", toPath: disk)
-                try watch.drain()
-                let resumed = watch.events[seen...].contains { $0.name == "RESUME" }
-                let now = try secondary.committedEpoch(name)
-                if resumed || now != epoch {
-                    scene.say("a checkpoint came in between; once more")
+            for _ in 1...10 {
+                let caught = try whileInCheckpoint(guest, attach, scene) { watch in
+                    for path in [ram, disk] { unlink(path) }
+                    try watch.execute("pmemsave", ["val": 0, "size": Self.ramBytes, "filename": ram], within: 60)
+                    try FileManager.default.copyItem(atPath: "\(scene.directory)/g0/disk0.raw", toPath: disk)
+                    return try secondary.committedEpoch(name) + 1
+                }
+                guard let epoch = caught else {
+                    scene.say("the checkpoint could not be caught; once more")
                     continue
                 }
-                let next = try secondary.waitForCheckpoints(1, of: name)
-                guard next == epoch + 1 else { throw TestFailure("epoch \(next) follows \(epoch)") }
-                return Snapshot(epoch: next, ram: ram, disk: disk)
+                try waitUntil("epoch \(epoch) is committed", within: 20, every: 20) {
+                    try secondary.committedEpoch(name) >= epoch
+                }
+                return Snapshot(epoch: epoch, ram: ram, disk: disk)
             }
-            throw TestFailure("no moment between two checkpoints could be used")
+            throw TestFailure("no checkpoint could be caught")
+        }
+
+        /// Does something while the guest stands still in a checkpoint; nil when that was over too soon.
+        ///
+        /// What has changed since the last one does not fit into the migration's socket, so that QEMU waits in the
+        /// checkpoint for an agent that is stopped.
+        private func whileInCheckpoint<Value>(
+            _ guest: Guest, _ attach: AttachProcess, _ scene: Scene, _ body: (Monitor) throws -> Value
+        ) throws -> Value? {
+            let watch = try guest.watch()
+            let agent = try attach.agent()
+            try watch.drain()
+            let seen = watch.events.count
+            try waitUntil("a checkpoint", within: 20, every: 0) {
+                try watch.drain(milliseconds: 1)
+                return watch.events[seen...].contains { $0.name == "STOP" }
+            }
+            // QEMU says so before it flushes its disks, for which it needs the agent, too.
+            pause(milliseconds: scene.randomMilliseconds(1...4))
+            Glibc.kill(agent, SIGSTOP)
+            attach.guardian.signal(SIGSTOP)
+            defer {
+                Glibc.kill(agent, SIGCONT)
+                // The guardian listens for the agent's heart.
+                pause(milliseconds: 150)
+                attach.guardian.signal(SIGCONT)
+            }
+            func isCaught() -> Bool {
+                (try? watch.execute("query-status", within: 1))?["status"].string == "colo"
+                    && !watch.events[seen...].contains { $0.name == "RESUME" }
+            }
+            pause(milliseconds: 50)
+            guard isCaught() else { return nil }
+            let value = try body(watch)
+            guard isCaught() else { throw TestFailure("the guest went on meanwhile") }
+            return value
         }
 
         /// The file of the guest's RAM in the cache of the last commit.

@@ -247,6 +247,44 @@ extension RealGuests {
             #expect(status["state"].string == "shut off" && status["generation"].int == 1, "\(status)")
         }
 
+        /// While disks are copied a stopped guest is waited for, and a device that is plugged in is noticed.
+        private func initialCopy(_ stage: Stage) throws {
+            let monitor = try stage.guest.watch()
+            // Such a disk takes some seconds with such a budget.
+            let disk = try #require(
+                try monitor.execute("query-block").array.compactMap { $0["inserted"]["image"]["filename"].string }.first
+            )
+            var bytes = [UInt64](repeating: 0, count: 8 << 20)
+            for index in bytes.indices { bytes[index] = stage.scene.random.next() }
+            let file = try FileHandle(forWritingTo: URL(fileURLWithPath: disk))
+            try file.write(contentsOf: bytes.withUnsafeBytes { Data($0) })
+            try file.close()
+            let attach = try stage.scene.attach(
+                stage.guest, to: stage.secondary, name: stage.name, options: ["--budget", "16"])
+            try attach.waitFor("copying disks", within: 20)
+            try monitor.execute("stop")
+            try attach.waitFor("waiting: the guest is paused", within: 10)
+            try attach.waitFor("disks copied", within: 60)
+            pause(milliseconds: 1000)
+            #expect(!attach.log.contains("copying RAM") && attach.guardian.isRunning)
+            #expect(try stage.state() == "paused")
+            try monitor.execute("device_add", ["driver": "virtio-rng-pci", "id": "rng9"])
+            try monitor.execute("cont")
+            try attach.waitForExit(1, within: 20)
+            #expect(attach.log.contains("device rng9 was plugged in"), "\(attach.log)")
+            #expect(try stage.guest.runsUnprotected())
+            // The doctor says the rest.
+            let again = try stage.scene.attach(stage.guest, to: stage.secondary, name: stage.name)
+            try again.waitForExit(1, within: 20)
+            #expect(again.log.contains("rng9 (virtio-rng-pci) was plugged in after the start"), "\(again.log)")
+            try monitor.execute("device_del", ["id": "rng9"])
+            try waitUntil("the guest lets go of the device", within: 20, every: 100) {
+                try monitor.execute("qom-list", ["path": "/machine/peripheral"]).array.allSatisfy {
+                    $0["name"].string != "rng9"
+                }
+            }
+        }
+
         @Test(
             "rare: somebody else's migration; a death while the guest is stopped",
             .enabled(if: Settings.isFull, "COLO_BLK_FULL"))
@@ -269,6 +307,7 @@ extension RealGuests {
                 let guest = try scene.launch(.init(workload: .idle))
                 try guest.waitUntilBusy()
                 let stage = Stage(scene: scene, guest: guest, secondary: secondary, name: scene.guestName("g"))
+                try initialCopy(stage)
                 let second = try scene.attach(guest, to: secondary, name: stage.name)
                 try second.waitUntilProtected()
                 try secondary.waitForCheckpoints(2, of: stage.name)

@@ -61,8 +61,8 @@ extension AgentSession {
             }
             end.yield(
                 .migrationEnded(
-                    "QEMU takes no more checkpoints, since its migration is '\(state)': somebody has tried to migrate the "
-                        + "guest, or to cancel our migration. Leave that while it is protected; if attach finds a "
+                    "QEMU takes no more checkpoints, since its migration is '\(state)': somebody has tried to migrate "
+                        + "the guest, or to cancel our migration. Leave that while it is protected; if attach finds a "
                         + "migration that never ends, only a new QEMU can be protected"))
         }
     }

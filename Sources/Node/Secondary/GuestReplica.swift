@@ -369,8 +369,8 @@ actor GuestReplica {
         if let shutOffWords, !options.force {
             throw GuestStore.Failed(
                 description:
-                    "'\(name)' was ended on purpose (\(shutOffWords)): start it where it was. --force starts it here, from "
-                    + "its last checkpoint, of before that")
+                    "'\(name)' was ended on purpose (\(shutOffWords)): start it where it was. --force starts it here, "
+                    + "from its last checkpoint, of before that")
         }
         if let session, !session.isSilent, !options.force {
             throw GuestStore.Failed(

@@ -211,8 +211,8 @@ struct Doctor {
             guard let id = text["id"], !id.isEmpty, !present.contains(id) else { continue }
             add(
                 .blocker, "unplugged-device",
-                "the device \(id) (\(text["driver"] ?? "?")) of the command line was unplugged: a new guest made from it "
-                    + "would have it again",
+                "the device \(id) (\(text["driver"] ?? "?")) of the command line was unplugged: a new guest made from "
+                    + "it would have it again",
                 "restart the guest without it, or plug it in again and restart the guest")
         }
     }
