@@ -252,7 +252,8 @@ public struct GuestRestoration: Sendable {
     private func resume(
         mustRun: Bool, until deadline: ContinuousClock.Instant, _ report: inout Report
     ) async -> Bool {
-        while clock.now < deadline {
+        // Once at least: what came before may have taken all the time, and the guest may run.
+        repeat {
             guard let answer = await attempt("query-status", nil, &report) else {
                 if report.guestGone { return false }
                 continue
@@ -268,7 +269,7 @@ public struct GuestRestoration: Sendable {
             default: break
             }
             try? await clock.sleep(for: .milliseconds(4))
-        }
+        } while clock.now < deadline
         return false
     }
 

@@ -27,6 +27,8 @@ final class FakeGuest: Sendable {
         /// Cancelled jobs end only when this node is yanked.
         var jobsWaitFor: String?
         var jobsAreReady = true
+        /// A migration that is cancelled stays at that.
+        var cancelHangs = false
         /// Commands that are never answered.
         var unanswered: Set<String> = []
         /// Everything executed, `oob:` before out-of-band ones.
@@ -162,7 +164,7 @@ final class FakeGuest: Sendable {
             }
             (state.running, state.status) = (true, "running")
         case "stop": (state.running, state.status) = (false, "paused")
-        case "migrate_cancel": state.migration = "cancelled"
+        case "migrate_cancel": state.migration = state.cancelHangs ? "cancelling" : "cancelled"
         case "cont": (state.running, state.status) = (true, "running")
         case "block-job-cancel":
             guard state.jobsWaitFor == nil else { break }

@@ -287,6 +287,17 @@ import Testing
         await guest.stop()
     }
 
+    @Test func aMigrationThatNeverEndsIsNotWaitedForWhileTheGuestRuns() async throws {
+        // What QEMU 7.2 is left with when somebody migrates a guest that is in COLO.
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        let guardian = guardian(guest, script: "sleep 0.1; exit 2")
+        var state = FakeGuest.State()
+        (state.migration, state.cancelHangs) = ("setup", true)
+        let (outcome, time) = try await run(guardian, guest, breaking: state)
+        #expect(outcome.guestIsSafe && time < .seconds(5), "\(outcome) after \(time)")
+        await guest.stop()
+    }
+
     @Test func aGuestThatEndedAsCompletedAndPausedIsContinued() async throws {
         // What QEMU 10.0.2 does instead of entering COLO.
         let guest = try await FakeGuest.start(eventLoop: loop)
