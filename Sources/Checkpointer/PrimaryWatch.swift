@@ -1,16 +1,5 @@
 import Units
 
-/// When the other side of a link counts as lost. Both sides send a beat each ``interval``, and count their own beats in
-/// which nothing came: a host that was itself held up has not beaten either, and does not take the other one for dead.
-///
-/// Silence is noticed between 0.7 and 0.9 s after the other side's last word, on a host that keeps its own time.
-public enum Heartbeats {
-    /// Nanoseconds from one beat to the next.
-    public static let interval: UInt64 = 100_000_000
-    /// Own beats without a word of the other side after which it counts as lost.
-    public static let silentMax = 8
-}
-
 /// The secondary's judgement of its primary: whether it is lost, and what is to be done. Reads no clock, runs nothing.
 ///
 /// A primary is lost when its connection ends without a farewell, when it is silent, or when it says that the guest has
@@ -115,7 +104,7 @@ public struct PrimaryWatch: Sendable, Equatable {
     /// A checkpoint of the session was committed.
     public mutating func committed() { isCurrent = true }
 
-    /// The primary has not been heard for ``Heartbeats/silentMax`` beats.
+    /// The primary has not been heard for ``Heartbeats/silentMax`` beats, see ``Silence``.
     ///
     /// - Parameter hasCheckpoint: whether there is anything that a failover could start.
     public mutating func fellSilent(hasCheckpoint: Bool) -> [Action] { lost(.silent, hasCheckpoint) }

@@ -134,7 +134,7 @@ final class AgentCore {
     private var heartbeatCounter: UInt64 = 0
     /// Silence is counted in our own beats and not by the clock, so that a host which was itself held up for a second
     /// does not take the other one for dead before it has read what came.
-    private var silentBeats = 0
+    private var silence = Silence()
     private var hasHeard = true
 
     /// Asks QEMU for a checkpoint; set by the session.
@@ -374,9 +374,9 @@ final class AgentCore {
 
     private func beat() {
         guard ending == nil else { return }
-        silentBeats = hasHeard ? 0 : silentBeats + 1
+        _ = silence.beat(hasHeard: hasHeard)
         hasHeard = false
-        if silentBeats >= Heartbeats.silentMax {
+        if silence.isLong {
             return end(.linkLost("the secondary is silent"))
         }
         if let words = network?.overdue, !life.isHalted { return end(.congested(words)) }

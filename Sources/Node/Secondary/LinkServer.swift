@@ -161,8 +161,8 @@ struct LinkServer {
             session.send(
                 Heartbeat(counter: 0, sentAt: MonotonicClock.now()), generation: welcome.generation)
             switch session.beat() {
-            case .fellSilent: Task { await replica.primaryFellSilent(session) }
-            case .spokeAgain: Task { await replica.primaryHeard(session) }
+            case .fell: Task { await replica.primaryFellSilent(session) }
+            case .broken: Task { await replica.primaryHeard(session) }
             case nil: break
             }
         }

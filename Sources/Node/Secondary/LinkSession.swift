@@ -14,8 +14,7 @@ final class LinkSession: Sendable {
     private let isBusy = Atomic(false)
     /// Something has come since the last beat.
     private let hasHeard = Atomic(true)
-    /// Own beats without a word of the primary; changed by ``beat()`` alone.
-    private let silentBeats = Atomic(0)
+    private let silence = Mutex(Silence())
 
     init(label: String, channel: any Channel) {
         self.label = label
@@ -28,19 +27,14 @@ final class LinkSession: Sendable {
         hasHeard.store(true, ordering: .relaxed)
     }
 
-    enum Change { case fellSilent, spokeAgain }
-
     /// To be called with each heartbeat that is sent, from one thread.
-    func beat() -> Change? {
-        let before = silentBeats.load(ordering: .relaxed)
+    func beat() -> Silence.Change? {
         let isHeard = hasHeard.exchange(false, ordering: .relaxed) || isBusy.load(ordering: .relaxed)
-        silentBeats.store(isHeard ? 0 : before + 1, ordering: .relaxed)
-        if isHeard { return before >= Heartbeats.silentMax ? .spokeAgain : nil }
-        return before + 1 == Heartbeats.silentMax ? .fellSilent : nil
+        return silence.withLock { $0.beat(hasHeard: isHeard) }
     }
 
     /// Whether the primary counts as lost, as far as the link shows.
-    var isSilent: Bool { !channel.isActive || silentBeats.load(ordering: .relaxed) >= Heartbeats.silentMax }
+    var isSilent: Bool { !channel.isActive || silence.withLock(\.isLong) }
 
     func setBusy(_ busy: Bool) {
         isBusy.store(busy, ordering: .relaxed)

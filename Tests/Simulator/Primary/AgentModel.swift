@@ -28,7 +28,7 @@ final class AgentModel: GuestSink, WireEnd {
     private var checkpointRunning = false
     /// Which of the timers counts.
     private var timer: UInt64 = 0
-    private var silentBeats = 0
+    private var silence = Silence()
     private var hasHeard = true
     private var beats: UInt64 = 0
     /// What the secondary holds; empty once every write travels.
@@ -383,13 +383,12 @@ final class AgentModel: GuestSink, WireEnd {
         }
     }
 
-    /// Every 200 ms a beat goes out; five without a word from the other side, and it counts as lost.
     private func beat() {
         guard !isOver else { return }
         if machine.isRunning {
-            silentBeats = hasHeard ? 0 : silentBeats + 1
+            _ = silence.beat(hasHeard: hasHeard)
             hasHeard = false
-            if silentBeats >= 5 { return end("the secondary is silent") }
+            if silence.isLong { return end("the secondary is silent") }
             beats += 1
             var writer = ByteWriter()
             let header = Frame.append(
@@ -400,9 +399,9 @@ final class AgentModel: GuestSink, WireEnd {
             // What was blocked may be possible again.
             consider()
         } else {
-            silentBeats += 1
-            if silentBeats > 15 { return end("no answer to hello") }
+            _ = silence.beat(hasHeard: false)
+            if silence.beats > 30 { return end("no answer to hello") }
         }
-        world.after(200_000_000) { [weak self] in self?.beat() }
+        world.after(Heartbeats.interval) { [weak self] in self?.beat() }
     }
 }

@@ -13,6 +13,8 @@ final class Daemon: WireEnd {
         var queue: [(header: FrameHeader, payload: [UInt8])] = []
         var consumed: UInt64 = 0
         var lastHeard: UInt64
+        var hasHeard = true
+        var silence = Silence()
         var isOpen = true
         var isWelcomed = false
         var hello: Hello?
@@ -38,6 +40,7 @@ final class Daemon: WireEnd {
     /// drained meanwhile.
     private var pending: Epoch?
     private var isBusy = false
+    private var isDraining = false
     private var isDead = false
     private var beats: UInt64 = 0
     private var survey: [DiskDigests] = []
@@ -91,6 +94,7 @@ final class Daemon: WireEnd {
             return
         }
         connection.lastHeard = world.now
+        connection.hasHeard = true
         do {
             try bytes.withUnsafeBytes { raw in
                 try connection.decoder.feed(raw) { (header, payload) throws(LinkError) in
@@ -286,7 +290,7 @@ final class Daemon: WireEnd {
             } else {
                 try store.zero(epoch: target, try DiskExtent.decode(payload, kind: header.kind))
             }
-            if world.chance(1, in: 4) { try store.drainSome() }
+            if world.chance(1, in: 4) { drainLater() }
         case .stageRam(let epoch): try store.stage(epoch: epoch, payload)
         case .keepIdentity: store.keepIdentity(try IdentityPayload.decode(payload).json)
         case .layOutRam:
@@ -315,6 +319,26 @@ final class Daemon: WireEnd {
     private func oldestOpen(_ epoch: Epoch) -> Epoch {
         let before = Epoch(epoch.rawValue - 1)
         return tallies[before] != nil ? before : epoch
+    }
+
+    /// The disks' own threads: they go on whatever else the daemon does, and need nobody who waits for them.
+    private func drainLater() {
+        guard let store, !isDraining, store.drainLater() else { return }
+        isDraining = true
+        drainOn(store)
+    }
+
+    private func drainOn(_ store: StoreModel) {
+        world.after(world.random(0...4_000_000)) { [weak self] in
+            guard let self, !isDead else { return }
+            guard self.store === store else { return isDraining = false }
+            let elapsed = storage.elapsed
+            var isMore = false
+            work { for index in 0..<store.diskCount { isMore = try store.drainStep(index) || isMore } }
+            storage.elapsed = elapsed
+            guard !isDead else { return }
+            if isMore { drainOn(store) } else { isDraining = false }
+        }
     }
 
     // MARK: Commit
@@ -383,7 +407,9 @@ final class Daemon: WireEnd {
         guard !isDead else { return }
         beats += 1
         if let live {
-            if world.now > live.lastHeard + 1_000_000_000, !isBusy {
+            _ = live.silence.beat(hasHeard: live.hasHeard || isBusy)
+            live.hasHeard = false
+            if live.silence.isLong {
                 drop(live, "the primary is silent")
             } else {
                 live.wire.send(
@@ -394,7 +420,7 @@ final class Daemon: WireEnd {
         {
             drop(connection, "no hello")
         }
-        world.after(200_000_000) { [weak self] in self?.beat() }
+        world.after(Heartbeats.interval) { [weak self] in self?.beat() }
     }
 
     // MARK: Operators
@@ -404,7 +430,7 @@ final class Daemon: WireEnd {
         guard let store, store.damage == nil, store.record != nil else {
             throw StoreModel.Failed(self.store?.damage ?? openError ?? "nothing has been committed")
         }
-        if let live, world.now < live.lastHeard + 1_000_000_000, !force {
+        if let live, !live.silence.isLong, !force {
             throw StoreModel.Failed("the primary still answers")
         }
         let wasPromoted = store.isPromoted

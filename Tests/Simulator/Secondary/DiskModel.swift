@@ -16,6 +16,9 @@ final class DiskModel {
     private let pool: EpochBufferPool
     /// Buffers of epochs that are not sealed, the newest last.
     private var buffers: [Epoch: [EpochBuffer]] = [:]
+    /// Buffers that were handed to the drain, the one under way first. It goes on by itself, see ``drainStep()``.
+    private var handed: [(open: DiskPipeline.OpenEpoch, buffer: EpochBuffer, planner: DrainPlanner)] = []
+    private let batch: DrainBatch
     /// Small, so that an epoch takes several batches.
     private let batchBlocks = 6
     private let old: Memory
@@ -43,6 +46,7 @@ final class DiskModel {
         // Small, so that buffers fill up.
         pool = EpochBufferPool(geometry: geometry, byteLimit: 256 << 10)
         old = Memory(count: batchBlocks * geometry.unit)
+        batch = DrainBatch(capacity: batchBlocks)
         for epoch in hiddenEpochs() {
             overlays.append(try OverlayFile.open(epoch, in: folder, size: size, storage: storage))
         }
@@ -101,35 +105,68 @@ final class DiskModel {
     /// Drains what the oldest epoch that is not sealed has buffered; false when there was nothing.
     @discardableResult
     func drain() throws -> Bool {
-        guard let open = pipeline.drainable, let waiting = buffers[open.epoch], !waiting.isEmpty else { return false }
+        guard let open = pipeline.drainable else { return false }
         try pipeline.checkWrite(open.epoch)
-        do {
-            for buffer in waiting {
-                if !buffer.isFrozen { buffer.freeze() }
-                try drain(buffer, open)
-                pool.giveBack(buffer)
-                buffers[open.epoch]?.removeFirst()
-            }
-        } catch {
-            pipeline.fail()
-            throw error
-        }
+        handOver(open)
+        guard !handed.isEmpty else { return false }
+        while try drainStep() {}
         return true
     }
 
-    private func drain(_ buffer: EpochBuffer, _ open: DiskPipeline.OpenEpoch) throws {
-        var planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: batchBlocks)
-        let batch = DrainBatch(capacity: batchBlocks)
-        while !planner.isDone {
-            let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
-            try planner.next(
-                into: batch,
-                isPreserved: { block in
-                    storage.mutation == .preservedTooEarly && overlay != nil || overlay?.isPreserved(block) ?? false
-                },
-                data: { try nextData($0) })
-            try perform(batch, buffer, open)
+    /// Has it drained, and does not wait for it. Returns whether there is something to do.
+    func drainLater() -> Bool {
+        if let open = pipeline.drainable, !pipeline.hasFailed { handOver(open) }
+        return !handed.isEmpty
+    }
+
+    private func handOver(_ open: DiskPipeline.OpenEpoch) {
+        for buffer in (buffers[open.epoch] ?? []).dropFirst(handed.count) {
+            if !buffer.isFrozen { buffer.freeze() }
+            let planner = DrainPlanner(buffer: buffer, preserve: open.preserve, capacity: batchBlocks)
+            handed.append((open, buffer, planner))
         }
+    }
+
+    /// Drains one batch of what was handed over; false when nothing is left. After a failure nothing is drained, and every
+    /// call fails, until the disk is recovered.
+    @discardableResult
+    func drainStep() throws -> Bool {
+        guard let first = handed.first else { return false }
+        let (open, buffer) = (first.open, first.buffer)
+        do {
+            if !handed[0].planner.isDone {
+                let overlay = overlays.last.flatMap { $0.epoch == open.epoch ? $0 : nil }
+                try handed[0].planner.next(
+                    into: batch,
+                    isPreserved: { block in
+                        storage.mutation == .preservedTooEarly && overlay != nil || overlay?.isPreserved(block) ?? false
+                    },
+                    data: { try nextData($0) })
+                try perform(batch, buffer, open)
+            }
+        } catch {
+            pipeline.fail()
+            handed = []
+            throw error
+        }
+        guard handed[0].planner.isDone else { return true }
+        handed.removeFirst()
+        pool.giveBack(buffer)
+        buffers[open.epoch]?.removeFirst()
+        return !handed.isEmpty
+    }
+
+    /// A guest is about to run on this disk: what is buffered is forgotten, and what is being drained stops.
+    func beginFailover() throws {
+        guard pipeline.stage == .running else { return }
+        try pipeline.beginFailover()
+        forgetBuffers()
+    }
+
+    private func forgetBuffers() {
+        handed = []
+        for buffer in buffers.values.joined() { pool.giveBack(buffer) }
+        buffers = [:]
     }
 
     private func nextData(_ offset: UInt64) throws -> Range<UInt64>? {
@@ -225,8 +262,7 @@ final class DiskModel {
     // MARK: Recovery
 
     func recover(committed: Epoch) throws {
-        for buffer in buffers.values.joined() { pool.giveBack(buffer) }
-        buffers = [:]
+        forgetBuffers()
         garbage = []
         overlays = []
         pipeline.fail()

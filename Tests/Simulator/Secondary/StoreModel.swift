@@ -246,8 +246,16 @@ final class StoreModel {
     func expectDeviceState() { session?.device = [] }
     func appendDeviceState(_ bytes: UnsafeRawBufferPointer) { session?.device.append(contentsOf: bytes) }
 
-    /// Drains what waits, as the daemon does when it has time.
-    func drainSome() throws { for disk in disks { try disk.drain() } }
+    /// Has drained what waits, in the background. Returns whether there is something to do.
+    func drainLater() -> Bool { disks.reduce(false) { $1.drainLater() || $0 } }
+
+    /// A piece of that. Its failure is the next call's.
+    func drainStep(_ index: Int) throws -> Bool {
+        guard disks.indices.contains(index) else { return false }
+        do { return try disks[index].drainStep() } catch let halt as Halt { throw halt } catch { return false }
+    }
+
+    var diskCount: Int { disks.count }
 
     // MARK: Commit
 
@@ -356,6 +364,7 @@ final class StoreModel {
         }
         try session?.ram?.discardOpenEpoch()
         session = nil
+        if storage.mutation != .drainsBelowTheGuest { for disk in disks { try disk.beginFailover() } }
         if storage.mutation == .reuseGeneration { return }
         try commitFile.append(durable: true) { sequence in
             var new = old

@@ -75,6 +75,8 @@ public enum Mutation: String, Sendable, CaseIterable {
     case startBeforePromotion
     /// The guest is started on a disk whose rollback had failed half-way.
     case failoverHalfRolledBack
+    /// What is being drained goes on when the replica has become the guest.
+    case drainsBelowTheGuest
     /// A record whose fate is unknown is forgotten, and its epoch rolled back.
     case forgetDoubtfulRecord
 }
