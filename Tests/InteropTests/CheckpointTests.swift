@@ -23,7 +23,7 @@ struct CheckpointTests {
                     try qemuIO(server.uri, "write -P \(round) \(start) \(length)")
                 }
                 server.kill()
-                try server.expectCheckpoint(file)
+                try server.expectCheckpoint(file, afterCrash: true)
             }
         }
     }

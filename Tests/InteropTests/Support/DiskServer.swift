@@ -110,17 +110,19 @@ final class DiskServer {
             .map { "\(diskFolder)/\($0)" }
     }
 
-    /// What must hold of a stopped server's files, whatever came before: every hidden disk is a clean qcow2.
-    func checkFiles() throws {
+    /// What must hold of a stopped server's files, whatever came before: every hidden disk is a clean qcow2. A crash may
+    /// leave clusters that are counted and not used, 3 in qemu-img's words.
+    func checkFiles(afterCrash: Bool = false) throws {
         for hidden in try hiddenDisks() {
             let outcome = try Program.run("qemu-img", ["check", "-f", "qcow2", hidden])
-            #expect(outcome.succeeded, "qemu-img check: \(outcome.output) \(outcome.errors)")
+            let isSound = outcome.succeeded || afterCrash && outcome.status == 3
+            #expect(isSound, "qemu-img check: \(outcome.output.suffix(500)) \(outcome.errors.suffix(500))")
         }
     }
 
     /// The server is stopped: the files show the checkpoint to QEMU. It is started: clients see the same.
-    func expectCheckpoint(_ file: String) throws {
-        try checkFiles()
+    func expectCheckpoint(_ file: String, afterCrash: Bool = false) throws {
+        try checkFiles(afterCrash: afterCrash)
         if let top = try hiddenDisks().first {
             #expect(
                 try sameContents(top, file, formats: ("qcow2", "raw")),
