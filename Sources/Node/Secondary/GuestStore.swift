@@ -179,11 +179,24 @@ final class GuestStore {
         for disk in disks {
             if let old = before.first(where: { $0.id == disk.id }) { disk.replica.adoptViews(of: old.replica) }
         }
+        try checkFiles(hello)
         for disk in disks { _ = try disk.replica.recover(committed: committed) }
         let first = committed.next
         session = OpenSession(id: hello.session, durability: hello.durability, firstEpoch: first)
         for disk in disks { try disk.replica.beginEpoch(first, preserve: record != nil) }
         return first
+    }
+
+    /// A file that was cut or replaced behind our back. What is not compared with the guest's must not be relied on.
+    private func checkFiles(_ hello: Hello) throws {
+        for (disk, wanted) in zip(disks, hello.disks) where disk.replica.size != wanted.size {
+            throw Refuse(
+                code: .identityMismatch,
+                message:
+                    "disk '\(disk.id)' of replica '\(name)' has \(disk.replica.size) bytes in the store and "
+                    + "\(wanted.size) in the guest: its file was changed by somebody else. 'colo-blk remove \(name)' on "
+                    + "the secondary, then attach again")
+        }
     }
 
     private func checkDisks(_ hello: Hello) throws {

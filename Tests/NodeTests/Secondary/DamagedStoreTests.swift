@@ -1,5 +1,7 @@
 import AsyncIO
 import Checkpointer
+import Glibc
+import Link
 import Logging
 import TestSupport
 import Testing
@@ -98,6 +100,22 @@ struct DamagedStoreTests {
         // Logs, a base with its checksums, device state, identity and layout.
         #expect(kinds.count == 6, "\(kinds)")
         #expect(try scene.opened().damage == nil)
+    }
+
+    @Test("a disk's file that was cut or has grown takes no session, even when what is missing would be zeroes")
+    func cutDisk() throws {
+        let scene = try Scene(storeID, seed: 6)
+        let path = "\(scene.place.directory)/disks/d/secondary.raw"
+        let size = 512 * 64
+        for length in [size - 512, size + 512] {
+            #expect(truncate(path, length) == 0)
+            let store = try scene.opened()
+            let primary = TestPrimary(
+                store: store, machine: scene.committed, random: SplitMix64(seed: 7), durability: .disk)
+            let refuse = #expect(throws: Refuse.self) { try primary.begin() }
+            #expect(refuse?.code == .identityMismatch)
+            #expect(refuse?.message.contains("'d'") == true && refuse?.message.contains("\(length)") == true)
+        }
     }
 
     @Test("a commit record is not believed, and what recovery goes back to is said", arguments: [4, 5] as [UInt64])

@@ -165,6 +165,9 @@ final class StoreModel {
         }
         disks = []
         disks = try hello.disks.map { try DiskModel($0.id, storage: storage, durable: durable) }
+        guard disks.map(\.size) == hello.disks.map(\.size) else {
+            throw Refuse(code: .identityMismatch, message: "a disk's file has another size")
+        }
         for disk in disks { try disk.recover(committed: committed) }
         let first = committed.next
         session = OpenSession(id: hello.session, durability: hello.durability, firstEpoch: first)
