@@ -14,7 +14,7 @@ import Units
 ///   └─────────────────┴─────────────────────┘   or, after that many times: restless ──► (told in a pause)
 /// ```
 public struct BlockWatch: Sendable {
-    public static let blockSize = KnownBlocks.blockSize
+    public static let blockSize = 64 << 10
     /// Reads that may come to nothing before a block counts as restless.
     public static let patience = 3
 

@@ -1,7 +1,7 @@
 import Units
 
 /// What the secondary holds of one disk when a session begins, and which writes of the initial copy therefore need not
-/// travel. The disk is cut into blocks of 64 KiB here, whatever the granularity of pre-images.
+/// travel. The disk is cut into blocks of ``blockSize``, whatever the granularity of pre-images.
 ///
 /// **Why nothing is lost.** The mirror believes that it writes to a disk of its own. This value is that disk: at every
 /// moment, and for every block, it stands for exact contents, which are what the mirror has written so far, in the order
@@ -25,8 +25,6 @@ import Units
 /// and the value is thrown away, before the boundary of the first epoch: so the first checkpoint has everything.
 /// Held zeroes matter because QEMU zeroes a whole target that can be unmapped before it copies into it.
 public struct KnownBlocks: Sendable {
-    /// Bytes in a block.
-    public static let blockSize = 64 << 10
 
     /// What to do with a write, or with the part of it that falls into one block.
     public enum Verdict: Equatable, Sendable {
@@ -44,6 +42,8 @@ public struct KnownBlocks: Sendable {
     }
 
     public let diskSize: UInt64
+    /// Bytes in a block: a power of two.
+    public let blockSize: Int
     public let blockCount: Int
     /// Digests that are kept at most; blocks beyond it count as different. 16 bytes each.
     public let digestLimit: Int
@@ -60,12 +60,13 @@ public struct KnownBlocks: Sendable {
     private var held: Bitmap
     private var sent: Bitmap
 
-    /// Takes 4.5 bits of memory per block (9 KiB per GiB of disk), and 16 bytes for each digest that is kept.
-    public init(diskSize: UInt64, digestLimit: Int) {
-        precondition(diskSize > 0)
+    /// Takes 4.5 bits of memory per block, and 16 bytes for each digest that is kept.
+    public init(diskSize: UInt64, blockSize: Int, digestLimit: Int) {
+        precondition(diskSize > 0 && blockSize > 0 && blockSize & (blockSize - 1) == 0)
         self.diskSize = diskSize
+        self.blockSize = blockSize
         self.digestLimit = digestLimit
-        blockCount = Int((diskSize - 1) / UInt64(Self.blockSize)) + 1
+        blockCount = Int((diskSize - 1) / UInt64(blockSize)) + 1
         let words = (blockCount + 63) / 64
         hasDigest = Array(repeating: 0, count: words)
         digestsBefore = Array(repeating: 0, count: words)
@@ -134,8 +135,8 @@ public struct KnownBlocks: Sendable {
 
     /// Bytes of the disk in a block.
     public func range(of block: Int) -> Range<UInt64> {
-        let start = UInt64(block) * UInt64(Self.blockSize)
-        return start..<min(start + UInt64(Self.blockSize), diskSize)
+        let start = UInt64(block) * UInt64(blockSize)
+        return start..<min(start + UInt64(blockSize), diskSize)
     }
 
     /// Data for a block, or for a part of it; what is all zero may come here or to ``zeroes(_:isWhole:)``.

@@ -1,7 +1,7 @@
 import Units
 
 /// What the secondary holds of a disk when a session begins, so that only what differs has to travel: a digest for each
-/// block of 64 KiB, or that a run of blocks is all zero.
+/// block, or that a run of blocks is all zero.
 public struct DiskDigests: Equatable, Sendable, LinkPayload {
     /// Blocks behind each other.
     public enum Run: Equatable, Sendable {
@@ -19,8 +19,18 @@ public struct DiskDigests: Equatable, Sendable, LinkPayload {
         }
     }
 
-    /// Bytes in a block; the last block of a disk may be shorter, and its digest is that of the bytes it has.
-    public static let blockSize = 64 << 10
+    /// Bytes in a block, for disks of these sizes (bytes) together: 4 KiB to 16 GiB, 16 KiB to 64 GiB, else 64 KiB. So
+    /// digests take 64 MiB at most for the disks of up to 64 GiB, and 1/4096 of the data beyond. The last block of a disk
+    /// may be shorter, and its digest is that of the bytes it has.
+    public static func blockSize(ofDisks sizes: [UInt64]) -> Int {
+        var total: UInt64 = 0
+        for size in sizes {
+            let (sum, overflow) = total.addingReportingOverflow(size)
+            total = overflow ? .max : sum
+        }
+        return total <= 16 << 30 ? 4 << 10 : total <= 64 << 30 ? 16 << 10 : 64 << 10
+    }
+
     /// Bytes before the runs.
     static let prefixLength = 12
     /// Index into ``Hello/disks``.

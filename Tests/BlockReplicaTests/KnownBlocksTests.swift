@@ -5,19 +5,22 @@ import Units
 
 /// A mirror's disk and a secondary's disk, a byte for each 4 KiB, and what travels between them.
 private struct Copy {
-    static let unitsPerBlock = 16
     static let unit = UInt64(4096)
 
+    let unitsPerBlock: Int
     var known: KnownBlocks
     var mirror: [UInt8]
     var secondary: [UInt8]
     var sent = 0
 
     /// - Parameter units: length of the disk; the last block may be short.
-    init(secondary: [UInt8], digestLimit: Int = .max) throws {
+    init(secondary: [UInt8], unitsPerBlock: Int = 16, digestLimit: Int = .max) throws {
+        self.unitsPerBlock = unitsPerBlock
         self.secondary = secondary
         mirror = secondary
-        known = KnownBlocks(diskSize: UInt64(secondary.count) * Self.unit, digestLimit: min(digestLimit, 1 << 20))
+        known = KnownBlocks(
+            diskSize: UInt64(secondary.count) * Self.unit, blockSize: unitsPerBlock * Int(Self.unit),
+            digestLimit: min(digestLimit, 1 << 20))
         var block = 0
         while block < known.blockCount {
             if isZero(contents(block)) {
@@ -31,7 +34,7 @@ private struct Copy {
     }
 
     func units(_ block: Int) -> Range<Int> {
-        block * Self.unitsPerBlock..<min((block + 1) * Self.unitsPerBlock, secondary.count)
+        block * unitsPerBlock..<min((block + 1) * unitsPerBlock, secondary.count)
     }
 
     private func contents(_ block: Int) -> ArraySlice<UInt8> { secondary[units(block)] }
@@ -51,7 +54,7 @@ private struct Copy {
         mirror.replaceSubrange(range, with: bytes)
         var start = range.lowerBound
         while start < range.upperBound {
-            let block = start / Self.unitsPerBlock
+            let block = start / unitsPerBlock
             let part = start..<min(units(block).upperBound, range.upperBound)
             let isWhole = part == units(block)
             let piece = mirror[part]
@@ -99,7 +102,8 @@ struct KnownBlocksTests {
                 }
             }
             var copy = try Copy(
-                secondary: contents(units), digestLimit: Bool.random(using: &random) ? .max : 3)
+                secondary: contents(units), unitsPerBlock: [1, 4, 16][Int(seed % 3)],
+                digestLimit: Bool.random(using: &random) ? .max : 3)
             for _ in 0..<Int.random(in: 0...60, using: &random) {
                 var start = Int.random(in: 0..<units, using: &random)
                 var end = Int.random(in: start + 1...units, using: &random)
@@ -155,7 +159,7 @@ struct KnownBlocksTests {
     @Test("a description that is out of order, too long or beyond the disk is refused")
     func malformed() throws {
         let digest = BlockDigest(high: 1, low: 1)
-        var known = KnownBlocks(diskSize: 65536 * 2 + 512, digestLimit: 10)
+        var known = KnownBlocks(diskSize: 65536 * 2 + 512, blockSize: 65536, digestLimit: 10)
         #expect(known.blockCount == 3)
         #expect(throws: KnownBlocks.Malformed.self) { try known.describe(zeroes: 1, from: 1) }
         #expect(throws: KnownBlocks.Malformed.self) { try known.describe(zeroes: 4, from: 0) }
@@ -172,7 +176,7 @@ struct KnownBlocksTests {
 
     @Test("digests beyond the limit are not kept, and their blocks are sent")
     func limit() throws {
-        var known = KnownBlocks(diskSize: 65536 * 200, digestLimit: 70)
+        var known = KnownBlocks(diskSize: 65536 * 200, blockSize: 65536, digestLimit: 70)
         let digests = (0..<200).map { BlockDigest(high: UInt64($0), low: 5) }
         try known.describe(Array(digests[..<90]), from: 0)
         try known.describe(Array(digests[90...]), from: 90)

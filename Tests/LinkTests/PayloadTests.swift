@@ -234,4 +234,16 @@ struct PayloadTests {
             if let hello = decode(bytes, Hello.decode).success { #expect(encode(hello) == bytes) }
         }
     }
+
+    @Test("disks are compared in blocks that keep the digests small")
+    func blockSizes() {
+        let gib = UInt64(1) << 30
+        for (sizes, expected) in [
+            ([4096], 4096), ([16 * gib], 4096), ([8 * gib, 8 * gib], 4096), ([16 * gib, 512], 16384),
+            ([64 * gib], 16384),
+            ([64 * gib + 512], 65536), ([.max, .max], 65536), ([], 4096),
+        ] as [([UInt64], Int)] {
+            #expect(DiskDigests.blockSize(ofDisks: sizes) == expected, "\(sizes)")
+        }
+    }
 }

@@ -9,6 +9,8 @@ extension AgentCore {
     /// Digests of the secondary's blocks that are kept for a guest: 8,388,608 of 16 bytes, or 128 MiB, which describe
     /// 512 GiB of data. Blocks beyond are sent whether they differ or not.
     static let digestsMax = 8 << 20
+    /// Once the initial copy is done: blocks of this size that are all zero travel as zeroes.
+    private static let zeroBlockSize = 64 << 10
 
     // MARK: What the secondary holds
 
@@ -38,7 +40,7 @@ extension AgentCore {
         return nil
     }
 
-    /// Blocks of 64 KiB that the secondary has described, and how many there are.
+    /// Blocks that the secondary has described, and how many there are.
     var comparison: (described: Int, total: Int) {
         (known.reduce(0) { $0 + $1.described }, known.reduce(0) { $0 + $1.blockCount })
     }
@@ -60,7 +62,7 @@ extension AgentCore {
     }
 
     /// Bytes of the initial copy that the secondary had already.
-    var skippedBytes: UInt64 { known.reduce(settledSkips) { $0 + $1.skipped * UInt64(KnownBlocks.blockSize) } }
+    var skippedBytes: UInt64 { known.reduce(settledSkips) { $0 + $1.skipped * UInt64($1.blockSize) } }
 
     // MARK: Writes
 
@@ -73,11 +75,11 @@ extension AgentCore {
 
     /// A write of the guest, or of the initial copy: belongs to the epoch that is open now.
     ///
-    /// Whole blocks of 64 KiB that are all zero travel as zeroes; what ``KnownBlocks`` finds the secondary to have does
+    /// Whole blocks that are all zero travel as zeroes; what ``KnownBlocks`` finds the secondary to have does
     /// not travel. Both are decided block by block, and what is sent keeps its order.
     func diskWrite(disk: Int, offset: UInt64, bytes: UnsafeRawBufferPointer) {
         checking.touched(disk: disk, ByteRange(offset: offset, length: UInt64(bytes.count)))
-        let blockSize = UInt64(KnownBlocks.blockSize)
+        let blockSize = UInt64(known.indices.contains(disk) ? known[disk].blockSize : Self.zeroBlockSize)
         var run = Run()
         var done = 0
         while done < bytes.count {
@@ -148,7 +150,7 @@ extension AgentCore {
     func diskExtent(_ extent: DiskExtent) {
         checking.touched(disk: extent.disk, extent.range)
         guard known.indices.contains(extent.disk) else { return sendExtent(extent) }
-        let blockSize = UInt64(KnownBlocks.blockSize)
+        let blockSize = UInt64(known[extent.disk].blockSize)
         var start = extent.range.offset
         var place = start
         while place < extent.range.end {

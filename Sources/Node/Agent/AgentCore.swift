@@ -164,7 +164,9 @@ final class AgentCore {
         self.loop = loop
         self.log = log
         known = settings.diskSizes.map { size in
-            KnownBlocks(diskSize: size, digestLimit: Self.digestsMax / settings.diskSizes.count)
+            KnownBlocks(
+                diskSize: size, blockSize: DiskDigests.blockSize(ofDisks: settings.diskSizes),
+                digestLimit: Self.digestsMax / settings.diskSizes.count)
         }
         encoder = RamEncoder(generation: settings.generation, useDelta: settings.useDelta)
         policy = EpochPolicy(

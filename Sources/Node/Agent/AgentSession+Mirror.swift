@@ -8,6 +8,9 @@ import Units
 
 /// Disks: one NBD export per disk, a mirror job into each, the initial copy within the budget.
 extension AgentSession {
+    /// Bytes that a mirror copies at least: whole blocks of ``KnownBlocks``, so that each is compared as a whole.
+    private static let mirrorGranularity: UInt64 = 64 << 10
+
     /// Waits until the secondary has told what its disks hold. It reads them for that, but for holes.
     func compareDisks(_ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>) async throws {
         while true {
@@ -70,7 +73,7 @@ extension AgentSession {
                 [
                     "job-id": .string(GuestNames.mirrorJob(index)), "device": .string(disk.node),
                     "target": .string(GuestNames.nbdNode(index)), "sync": "full", "copy-mode": "write-blocking",
-                    "granularity": .whole(UInt64(KnownBlocks.blockSize)),
+                    "granularity": .whole(Self.mirrorGranularity),
                     "on-target-error": "stop", "filter-node-name": .string(GuestNames.filterNode(index)),
                     "speed": .whole(UInt64(options.budgetBytes / 4)),
                 ])

@@ -1,4 +1,5 @@
 import AsyncIO
+import BlockReplica
 import Checkpointer
 import FoundationEssentials
 import Link
@@ -152,11 +153,11 @@ extension GuestReplica {
         var runs = 0
         while cursor.disk < cursor.report.disks.count {
             let size = cursor.report.disks[cursor.disk].bytes
-            let count = (size - 1) / UInt64(DiskDigests.blockSize) + 1
+            let count = (size - 1) / UInt64(BlockWatch.blockSize) + 1
             while cursor.block < count {
                 try goOn(with: first)
                 let began = MonotonicClock.now()
-                let most = min(Self.runBlocks, max(1, options.bytesPerSecond / 4 / UInt64(DiskDigests.blockSize)))
+                let most = min(Self.runBlocks, max(1, options.bytesPerSecond / 4 / UInt64(BlockWatch.blockSize)))
                 let run = options.bytesPerSecond == 0 ? Self.runBlocks : most
                 let blocks = cursor.block..<min(cursor.block + run, count)
                 try await verify(blocks, options, &cursor, first)
@@ -164,7 +165,7 @@ extension GuestReplica {
                 runs += 1
                 if runs % 16 == 0 { save(cursor) }
                 tell(cursor, progress)
-                try await pace(UInt64(blocks.count * DiskDigests.blockSize), since: began, options)
+                try await pace(UInt64(blocks.count * BlockWatch.blockSize), since: began, options)
             }
             cursor.disk += 1
             cursor.block = 0
@@ -176,7 +177,7 @@ extension GuestReplica {
     ) async throws {
         let disk = cursor.disk
         let size = cursor.report.disks[disk].bytes
-        let blockSize = UInt64(DiskDigests.blockSize)
+        let blockSize = UInt64(BlockWatch.blockSize)
         var different = try await compare(disk, blocks, size, &cursor.report, first)
         let end = min(blocks.upperBound * blockSize, size)
         cursor.report.disks[disk].comparedBytes += end - blocks.lowerBound * blockSize
@@ -248,9 +249,9 @@ extension GuestReplica {
     private func differs(_ entry: DiskCheck.Entry, _ disk: Int, _ size: UInt64, _ epoch: Epoch) async throws -> Bool {
         // The link's frames get their turn in between.
         await Task.yield()
-        let start = entry.block * UInt64(DiskDigests.blockSize)
-        let length = min(UInt64(DiskDigests.blockSize), size - start)
-        let buffer = AlignedBuffer(minimumCount: DiskDigests.blockSize)
+        let start = entry.block * UInt64(BlockWatch.blockSize)
+        let length = min(UInt64(BlockWatch.blockSize), size - start)
+        let buffer = AlignedBuffer(minimumCount: BlockWatch.blockSize)
         // The slice does not keep it alive.
         defer { withExtendedLifetime(buffer) {} }
         let bytes = buffer.slice(0, Int(length))

@@ -26,18 +26,20 @@ final class DiskSurvey {
     private static let dataBlocksPerFrame = 512
     /// Runs that a frame has at most, so that a disk of nothing but holes and data in turn stays within the frame too.
     private static let runsPerFrame = 1024
-    private static let blocksPerRead = 16
+    private static let bytesPerRead = 1 << 20
 
     private let disks: [(path: String, size: UInt64)]
     private var index = 0
     private var block = 0
     private var file: DirectFile?
     private var isDone = false
-    private let staging = AlignedBuffer(minimumCount: blocksPerRead * DiskDigests.blockSize)
+    private let blockSize: Int
+    private let staging = AlignedBuffer(minimumCount: bytesPerRead)
 
     /// - Parameter disks: raw files, and the sizes of the disks that they hold.
     init(disks: [(path: String, size: UInt64)]) {
         self.disks = disks
+        blockSize = DiskDigests.blockSize(ofDisks: disks.map(\.size))
     }
 
     /// The next frame; nil behind the last one. There is at least one.
@@ -52,7 +54,7 @@ final class DiskSurvey {
         let (path, size) = disks[index]
         if self.file == nil { self.file = try DirectFile(path: path, mode: .readOnly) }
         guard let file else { return nil }
-        let count = Int((size - 1) / UInt64(DiskDigests.blockSize)) + 1
+        let count = Int((size - 1) / UInt64(blockSize)) + 1
         var runs = DigestRuns()
         while block < count, runs.dataBlocks < Self.dataBlocksPerFrame, runs.count < Self.runsPerFrame {
             try step(file, size, count, &runs)
@@ -67,22 +69,21 @@ final class DiskSurvey {
     }
 
     private func step(_ file: DirectFile, _ size: UInt64, _ count: Int, _ runs: inout DigestRuns) throws(IOError) {
-        let blockSize = UInt64(DiskDigests.blockSize)
-        let data = try file.nextData(at: UInt64(block) * blockSize) ?? size
-        let dataBlock = min(Int(min(data, size) / blockSize), count)
+        let data = try file.nextData(at: UInt64(block) * UInt64(blockSize)) ?? size
+        let dataBlock = min(Int(min(data, size) / UInt64(blockSize)), count)
         if dataBlock > block || data >= size {
             let end = data >= size ? count : dataBlock
             runs.append(zeroes: min(end - block, Int(Int32.max)))
             block += min(end - block, Int(Int32.max))
             return
         }
-        let offset = UInt64(block) * blockSize
-        let blocks = min(Self.blocksPerRead, count - block)
-        let length = Int(min(UInt64(blocks) * blockSize, size - offset))
+        let offset = UInt64(block) * UInt64(blockSize)
+        let blocks = min(Self.bytesPerRead / blockSize, count - block)
+        let length = Int(min(UInt64(blocks * blockSize), size - offset))
         try file.read(at: offset, into: staging.slice(0, length))
         for position in 0..<blocks {
-            let start = position * DiskDigests.blockSize
-            let bytes = UnsafeRawBufferPointer(staging.slice(start, min(DiskDigests.blockSize, length - start)))
+            let start = position * blockSize
+            let bytes = UnsafeRawBufferPointer(staging.slice(start, min(blockSize, length - start)))
             if ZeroBlocks.isZero(bytes) {
                 runs.append(zeroes: 1)
             } else {

@@ -12,7 +12,7 @@ import Units
 
 @Suite("A new replica begins with an existing copy")
 struct SeedTests {
-    private static let block = KnownBlocks.blockSize
+    private static let block = 64 << 10
     private static let small: UInt64 = 20_000
 
     /// A disk with data in every second 64 KiB, and a short last block.
@@ -43,7 +43,7 @@ struct SeedTests {
         let garbage = (0..<disk.count).map { _ in UInt8.random(in: 0...255, using: &random) }
         let data = 40 * UInt64(Self.block) + 1536
         for (name, seed, most) in [
-            ("equal", disk, 0), ("near", near, 2 * UInt64(Self.block)), ("garbage", garbage, data),
+            ("equal", disk, 0), ("near", near, 2 * 4096), ("garbage", garbage, data),
         ] {
             let place = try Place()
             defer { place.remove() }
@@ -141,7 +141,7 @@ struct SeedTests {
         for round in 0..<2 {
             let protection = try await Protection(place, seeds: [seed])
             let traffic = try await protection.protect(disk)
-            #expect(traffic.bytes < UInt64(2 * Self.block) + Self.small, "round \(round)")
+            #expect(traffic.bytes < 2 * 4096 + Self.small, "round \(round)")
             var found = [UInt8](repeating: 0, count: disk.count)
             try found.withUnsafeMutableBytes { try file.read(at: 0, into: $0) }
             #expect(found == disk, "round \(round)")

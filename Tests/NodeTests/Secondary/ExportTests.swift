@@ -12,7 +12,7 @@ import Units
 
 @Suite("A checkpoint exported over NBD", .serialized, .enabled(if: Program.path(of: "qemu-img") != nil, "no qemu-img"))
 struct ExportTests {
-    private static let block = KnownBlocks.blockSize
+    private static let block = 64 << 10
 
     /// Not a multiple of 4 KiB long.
     private func disk(_ random: inout SplitMix64) -> [UInt8] {

@@ -5,6 +5,8 @@ import Units
 
 /// Stands for Node's AgentCore+Disks: what the mirrors write becomes frames, as far as it has to travel.
 extension AgentModel {
+    private var blockSize: Int { DiskDigests.blockSize(ofDisks: guest.shape.diskSizes.map(UInt64.init)) }
+
     /// The secondary tells what it holds. Returns what is wrong with it, or nil.
     func describe(_ digests: DiskDigests) -> String? {
         do throws(KnownBlocks.Malformed) {
@@ -39,8 +41,8 @@ extension AgentModel {
     func diskWrite(disk: Int, offset: Int, bytes: ArraySlice<UInt8>) {
         var place = offset
         while place < offset + bytes.count {
-            let block = place / KnownBlocks.blockSize
-            let end = min((block + 1) * KnownBlocks.blockSize, offset + bytes.count)
+            let block = place / blockSize
+            let end = min((block + 1) * blockSize, offset + bytes.count)
             let piece = bytes[bytes.startIndex + place - offset..<bytes.startIndex + end - offset]
             let isWhole = isWhole(disk, place..<end)
             var verdict = KnownBlocks.Verdict.send
@@ -62,8 +64,8 @@ extension AgentModel {
     func diskZeroes(disk: Int, offset: Int, count: Int, isDiscard: Bool) {
         var place = offset
         while place < offset + count {
-            let block = place / KnownBlocks.blockSize
-            let end = min((block + 1) * KnownBlocks.blockSize, offset + count)
+            let block = place / blockSize
+            let end = min((block + 1) * blockSize, offset + count)
             let mustSend =
                 !known.indices.contains(disk)
                 || known[disk].zeroes(block, isWhole: isWhole(disk, place..<end)) != .nothing
@@ -76,8 +78,8 @@ extension AgentModel {
     }
 
     private func isWhole(_ disk: Int, _ range: Range<Int>) -> Bool {
-        range.lowerBound % KnownBlocks.blockSize == 0
-            && (range.upperBound % KnownBlocks.blockSize == 0 || range.upperBound == guest.shape.diskSizes[disk])
+        range.lowerBound % blockSize == 0
+            && (range.upperBound % blockSize == 0 || range.upperBound == guest.shape.diskSizes[disk])
     }
 
     private func sendData(_ disk: Int, _ offset: Int, _ bytes: ArraySlice<UInt8>) {

@@ -135,7 +135,10 @@ final class AgentModel: GuestSink, WireEnd {
         try machine.welcomed(generation: welcome.generation, firstEpoch: welcome.firstEpoch)
         stage = .copying
         policy = EpochPolicy(interval: world.options.interval, now: world.monotonic(host))
-        known = guest.shape.diskSizes.map { KnownBlocks(diskSize: UInt64($0), digestLimit: 1 << 10) }
+        let sizes = guest.shape.diskSizes.map(UInt64.init)
+        known = sizes.map {
+            KnownBlocks(diskSize: $0, blockSize: DiskDigests.blockSize(ofDisks: sizes), digestLimit: 1 << 10)
+        }
         if let epoch = tag({ machine throws(ProtocolViolation) in try machine.sendIdentity() }) {
             send(IdentityPayload(json: Array("{}".utf8)), epoch)
         }
@@ -175,7 +178,7 @@ final class AgentModel: GuestSink, WireEnd {
 
     private func copyDisk() {
         let bytes = guest.disks[copiedDisk]
-        let end = min(copiedOffset + KnownBlocks.blockSize, bytes.count)
+        let end = min(copiedOffset + (64 << 10), bytes.count)
         if bytes[copiedOffset..<end].allSatisfy({ $0 == 0 }) {
             diskZeroes(disk: copiedDisk, offset: copiedOffset, count: end - copiedOffset, isDiscard: false)
         } else {

@@ -34,12 +34,13 @@ enum SurveyModel {
 
     static func digests(_ store: StoreModel, _ storage: Storage) throws -> [DiskDigests] {
         var frames: [DiskDigests] = []
+        let blockSize = DiskDigests.blockSize(ofDisks: store.disks.map(\.size))
         for (index, disk) in store.disks.enumerated() {
             let bytes = try storage.readAll("\(disk.folder)/secondary.raw")
             var runs: [DiskDigests.Run] = []
             var offset = 0
             while offset < Int(disk.size) {
-                let end = min(offset + DiskDigests.blockSize, Int(disk.size))
+                let end = min(offset + blockSize, Int(disk.size))
                 let block = bytes[offset..<end]
                 runs.append(block.allSatisfy { $0 == 0 } ? .zeroes(1) : .data([BlockDigest(modelOf: block)]))
                 offset = end
