@@ -6,7 +6,8 @@ import Units
 /// secondary the other way round. The sides see the two directions merged differently; the rules are such that a frame
 /// which is legal where it was sent is legal where it arrives.
 ///
-/// First the secondary tells what its disks hold (digests), and when it has the layout what its RAM cache holds. Then, per epoch: disk frames while it is open; `request`,
+/// First the secondary tells what its disks hold (digests), and when it has the layout what its RAM cache holds. Then,
+/// per epoch: disk frames while it is open; `request`,
 /// `reply`; `send` ends it for disk frames; RAM batches, digests and figures; `size`; device state; `seal`; then
 /// `received` (or `ready` after the initial copy) and `loaded`.
 struct EpochFlow: Equatable {

@@ -194,8 +194,8 @@ final class GuestStore {
                 code: .identityMismatch,
                 message:
                     "disk '\(disk.id)' of replica '\(name)' has \(disk.replica.size) bytes in the store and "
-                    + "\(wanted.size) in the guest: its file was changed by somebody else. 'colo-blk remove \(name)' on "
-                    + "the secondary, then attach again")
+                    + "\(wanted.size) in the guest: its file was changed by somebody else. 'colo-blk remove \(name)' "
+                    + "on the secondary, then attach again")
         }
     }
 
