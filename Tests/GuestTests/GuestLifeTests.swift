@@ -250,7 +250,7 @@ extension RealGuests {
         /// While disks are copied a stopped guest is waited for, and a device that is plugged in is noticed.
         private func initialCopy(_ stage: Stage) throws {
             let monitor = try stage.guest.watch()
-            // Such a disk takes some seconds with such a budget.
+            // Such a disk takes a second or more with such a budget.
             let disk = try #require(
                 try monitor.execute("query-block").array.compactMap { $0["inserted"]["image"]["filename"].string }.first
             )
@@ -260,8 +260,10 @@ extension RealGuests {
             try file.write(contentsOf: bytes.withUnsafeBytes { Data($0) })
             try file.close()
             let attach = try stage.scene.attach(
-                stage.guest, to: stage.secondary, name: stage.name, options: ["--budget", "16"])
-            try attach.waitFor("copying disks", within: 20)
+                stage.guest, to: stage.secondary, name: stage.name, options: ["--budget", "64"])
+            try waitUntil("the disk is copied", within: 20, every: 10) {
+                try !monitor.execute("query-block-jobs").array.isEmpty
+            }
             try monitor.execute("stop")
             try attach.waitFor("waiting: the guest is paused", within: 10)
             try attach.waitFor("disks copied", within: 60)
@@ -300,9 +302,19 @@ extension RealGuests {
                 #expect(throws: TestFailure.self) {
                     try migrated.watch().execute("migrate", ["uri": "exec:cat > /dev/null"])
                 }
-                try attach.waitForExit(2, within: 20)
-                #expect(attach.log.contains("somebody has tried to migrate"), "\(attach.log)")
-                try migrated.checkAlive()
+                // A newer QEMU (10.0.13 seen) refuses, and that is all. QEMU 7.2 dies of it now and then.
+                pause(milliseconds: 500)
+                if !migrated.isAlive {
+                    scene.say("QEMU has died of its operator's 'migrate'")
+                    try attach.waitForExit(3)
+                } else if try migrated.watch().execute("query-migrate")["status"].string == "colo" {
+                    try secondary.waitForCheckpoints(2, of: scene.guestName("m"))
+                    try attach.detach()
+                } else {
+                    try attach.waitForExit(2, within: 20)
+                    #expect(attach.log.contains("somebody has tried to migrate"), "\(attach.log)")
+                }
+                if migrated.isAlive { try migrated.checkAlive() }
 
                 let guest = try scene.launch(.init(workload: .idle))
                 try guest.waitUntilBusy()

@@ -154,9 +154,15 @@ extension RealGuests {
             _ = try? monitor.execute("quit")
         }
 
-        @Test("a guest that its user powers off is not lost")
-        func poweredOff() throws {
-            try Scene.run("power-off") { scene in
+        /// How a guest or its QEMU is ended on purpose, and what is said of it. QEMU runs with -no-reboot.
+        private static let endings = [
+            ("quit", "was told to quit"), ("signal", "was ended by a signal"),
+            ("reset", "was reset from outside, and its QEMU ends"), ("panic", "kernel has panicked"),
+        ]
+
+        @Test("a guest that is ended on purpose is not lost", arguments: endings.prefix(Settings.isFull ? 4 : 1))
+        func ended(_ how: String, _ words: String) throws {
+            try Scene.run("end-\(how)") { scene in
                 let losses = "\(scene.directory)/losses", fences = "\(scene.directory)/fences"
                 let secondary = try scene.secondary()
                 secondary.options = [
@@ -164,19 +170,26 @@ extension RealGuests {
                 ]
                 try secondary.start()
                 let name = scene.guestName("g")
-                let guest = try scene.launch(.init(workload: .idle))
+                let guest = try scene.launch(.init(workload: .idle, arguments: ["-device", "pvpanic"]))
                 try guest.waitUntilBusy()
                 let attach = try scene.attach(guest, to: secondary, name: name)
                 try attach.waitUntilProtected()
                 try secondary.waitForCheckpoints(2, of: name)
-                _ = try? guest.watch().execute("quit")
+                let monitor = try guest.watch()
+                switch how {
+                case "signal": Glibc.kill(guest.pid, SIGTERM)
+                case "reset": _ = try? monitor.execute("system_reset")
+                case "panic": _ = try? monitor.execute("human-monitor-command", ["command-line": "o/b 0x505 1"])
+                default: _ = try? monitor.execute("quit")
+                }
                 try attach.waitForExit(3)
                 pause(milliseconds: 1500)
                 #expect(notes(losses).isEmpty && notes(fences).isEmpty, "\(notes(losses)) \(notes(fences))")
                 let status = try secondary.status(name)
                 #expect(status["state"].string == "shut off" && status["generation"].int == 1, "\(status)")
-                #expect(status["message"].string?.contains("told to quit") == true, "\(status)")
-                #expect(attach.log.contains("the guest's QEMU was told to quit. Protection has ended"), "\(attach.log)")
+                #expect(status["message"].string?.contains(words) == true, "\(status)")
+                let last = attach.log.split(separator: "\n").last ?? ""
+                #expect(last.contains(words) && last.contains("Protection has ended"), "\(attach.log)")
             }
         }
     }
