@@ -29,6 +29,9 @@ struct Attach: AsyncParsableCommand {
     @Option(name: .long, help: "Most data that may wait for the secondary, in MiB.")
     var budget: Int = 256
 
+    @Option(name: .long, help: "Most bytes a second that are sent to the secondary, such as 100M; 0: no bound.")
+    var bandwidth: ByteSize?
+
     @Option(
         name: .long,
         help: """
@@ -88,6 +91,12 @@ struct Attach: AsyncParsableCommand {
         guard tlsName == nil || tls.tlsCertificates != nil else {
             throw ValidationError("--tls-name belongs to --tls-certificates")
         }
+        guard bandwidth.map({ $0.bytes == 0 || $0.bytes >= AttachOptions.bandwidthMin }) ?? true else {
+            throw ValidationError("--bandwidth takes 0 (no bound), or 64K or more")
+        }
+        guard to != nil || bandwidth == nil else {
+            throw ValidationError("--bandwidth belongs to --to; with --store nothing is sent")
+        }
         guard (16...65536).contains(budget) else { throw ValidationError("--budget takes 16 to 65536 MiB") }
         if let resyncTimeout {
             guard (1...31_536_000).contains(resyncTimeout), onSecondaryLoss == .continue else {
@@ -127,6 +136,7 @@ struct Attach: AsyncParsableCommand {
             options.holdNetwork = heldNetworks
             options.holdTargetNanoseconds = holdTarget.nanoseconds
             options.pauseShareMax = maxPauseShare
+            options.bandwidth = bandwidth.flatMap { $0.bytes == 0 ? nil : $0.bytes }
             options.resyncTimeoutNanoseconds = resyncTimeout.map { UInt64($0) * 1_000_000_000 }
             let outcome = try await Attachment.run(options, log: logging.makeLogger("colo-blk"))
             switch outcome {

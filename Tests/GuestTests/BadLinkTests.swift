@@ -139,6 +139,24 @@ extension BadInput {
             try serve.expectAlive()
         }
 
+        @Test("a frame that takes long to come is not silence")
+        func slowFrame() throws {
+            let serve = try FakeServe()
+            let primary = try FakePrimary(serve.address)
+            primary.send(FakeFrames.frame(FakeFrames.hello(guest: "vm", disks: [Hello.Disk(id: "d0", size: 1 << 20)])))
+            let welcome = try #require(primary.welcome())
+            primary.send(
+                FakeFrames.header(
+                    kind: FrameKind.diskWrite.rawValue, generation: welcome.generation.rawValue,
+                    epoch: welcome.firstEpoch.rawValue, length: 4096))
+            for _ in 0..<30 {
+                primary.send([0])
+                usleep(50_000)
+            }
+            let silent = try #require(try serve.status("vm")?["silentSeconds"] as? Double)
+            #expect(silent < 1, "\(silent) s")
+        }
+
         @Test("a welcomed primary that breaks the order is refused and its guest stays usable")
         func wrongOrder() throws {
             let serve = try FakeServe()

@@ -134,7 +134,7 @@ extension RealGuests {
                     try waitUntil("the guest runs unprotected", within: 10, every: 2) { try guest.runsUnprotected() }
                     let seconds = monotonicSeconds() - start
                     scene.say("outage \(outage): the guest runs unprotected after \(Figure.text(seconds * 1000, 0)) ms")
-                    if outage == 1 { #expect(seconds <= AgentDeathTests.bound) }
+                    if outage == 1 { #expect(seconds <= RealGuests.bound) }
                     try waitUntil("attach says so", within: 10) { lines("degraded: the secondary", attach) >= outage }
                     pause(milliseconds: 1500)
                     if outage == 1 { try secondary.start() } else { secondary.daemon?.signal(SIGCONT) }

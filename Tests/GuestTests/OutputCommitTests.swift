@@ -148,7 +148,7 @@ private struct Stage {
     private func expectOpen(_ what: String) throws {
         let seconds = try watch.waitForMore(within: 10)
         scene.say("\(what): heard outside after \(Figure.text(seconds * 1000, 0)) ms")
-        #expect(seconds <= RealGuests.AgentDeathTests.bound, "\(what)")
+        #expect(seconds <= RealGuests.bound, "\(what)")
     }
 
     func lossUnderContinue() throws {

@@ -45,7 +45,7 @@ extension RealGuests {
             try waitUntil("the guest runs unprotected", within: 10, every: 2) { try guest.runsUnprotected() }
             let seconds = monotonicSeconds() - start
             scene.say("the guest runs unprotected after \(Figure.text(seconds * 1000, 0)) ms")
-            #expect(seconds <= AgentDeathTests.bound)
+            #expect(seconds <= RealGuests.bound)
             try attach.waitForExit(2)
             try guest.waitUntilUntouched(before, within: 1)
             try guest.checkAlive()

@@ -15,6 +15,7 @@ public enum Agent {
         // The kernel hangs up on a stopped process whose parent died: just when the guest needs us.
         signal(SIGHUP, SIG_IGN)
         signal(SIGPIPE, SIG_IGN)
+        preferUsToTheGuest()
         guard let options = try? JSONDecoder().decode(AttachOptions.self, from: Data(encodedOptions.utf8)) else {
             return AgentExit.refused
         }
@@ -32,7 +33,10 @@ public enum Agent {
                     reason: ending.reason, exitCode: ending.exitCode, lastCommit: session.lastCommit)
                 await relay.waitForLeave()
             }
-            guard await relay.guardianIsGone else { return ending.exitCode }
+            guard await relay.guardianIsGone else {
+                await session.linger()
+                return ending.exitCode
+            }
             log.notice("the guardian died; restoring the guest")
             let isHalted = await session.guestIsHalted
             if let report = await relay.restoreWithoutGuardian(
@@ -46,6 +50,14 @@ public enum Agent {
             return AgentExit.refused
         }
     }
+}
+
+/// When the host runs out of memory the kernel takes this process, not the guest's QEMU: of the two only this one can
+/// be started again.
+private func preferUsToTheGuest() {
+    guard let file = fopen("/proc/self/oom_score_adj", "we") else { return }
+    fputs("1000\n", file)
+    fclose(file)
 }
 
 extension AgentEnding {

@@ -18,7 +18,14 @@ struct GuestDoors {
 
 /// What the guest does besides its checkpoints. ``GuestLife`` decides.
 extension AgentCore {
-    func happened(_ happening: GuestLife.Happening) { perform(life.happened(happening)) }
+    func happened(_ happening: GuestLife.Happening) {
+        switch happening {
+        case .stopped: guestStopped(true)
+        case .resumed: guestStopped(false)
+        default: break
+        }
+        perform(life.happened(happening))
+    }
 
     /// The guest's state, as QEMU's answer to a question names it.
     func found(_ state: String) { perform(life.found(state)) }

@@ -49,6 +49,8 @@ final class AgentCore {
         var holdTargetNanoseconds: UInt64 = 50_000_000
         /// The share of the guest's time that pauses may take.
         var pauseShareMax = 1.0
+        /// Bytes in a second that are sent at most; nil for no bound.
+        var bandwidth: UInt64?
         /// Sizes of the disks in bytes, in the order of hello.
         var diskSizes: [UInt64]
     }
@@ -71,14 +73,15 @@ final class AgentCore {
     /// Whether the checkpoint that comes in has been acknowledged already; set by the migration handler.
     var isAcknowledgedAhead = false
     var figures = AgentFigures()
-    /// Bytes of all frames sent.
-    private(set) var sentTotal: UInt64 = 0
+    /// Where frames leave.
+    let outlet: LinkOutlet
+    /// Bytes of all frames sent, and what of them the secondary has taken in.
+    private var lag = LinkLag()
     /// ``sentTotal`` at the last flush.
     private var flushedTotal: UInt64 = 0
     private var willFlush = false
     /// So much does not wait for company.
     private static let flushBytes: UInt64 = 128 << 10
-    private var consumedTotal: UInt64 = 0
     private var ending: AgentEnding?
 
     /// What the secondary holds of each disk; empty once the initial copy is done.
@@ -96,6 +99,8 @@ final class AgentCore {
     var heldChunks: [(chunk: PageChunk, lane: Int)] = []
     var dirtyPages = 0
     private(set) var running = false
+    /// QEMU has said that the guest stands still.
+    private var guestStandsStill = false
     private(set) var checkpointRunning = false
     /// QEMU was told to take a checkpoint and has not asked for it yet; so many times.
     private var wishes = 0
@@ -136,6 +141,8 @@ final class AgentCore {
     /// does not take the other one for dead before it has read what came.
     private var silence = Silence()
     private var hasHeard = true
+    /// Hears parts of frames, too; nil on a channel without one.
+    private let pulse: LinkPulse?
 
     /// Asks QEMU for a checkpoint; set by the session.
     var triggerCheckpoint: () -> Void = {}
@@ -161,6 +168,8 @@ final class AgentCore {
         self.settings = settings
         self.machine = machine
         self.link = link
+        outlet = LinkOutlet(channel: link, rate: settings.bandwidth)
+        pulse = try? link.pipeline.syncOperations.handler(type: LinkPulse.self)
         self.loop = loop
         self.log = log
         known = settings.diskSizes.map { size in
@@ -205,11 +214,39 @@ final class AgentCore {
 
     // MARK: Link
 
-    var outstandingBytes: UInt64 { sentTotal - consumedTotal }
+    var sentTotal: UInt64 { lag.sent }
+    var outstandingBytes: UInt64 { lag.outstanding }
+
+    /// Nanoseconds that the secondary is behind; 0 while what is under way is little.
+    var linkLag: UInt64 { outstandingBytes < Self.littleBytes ? 0 : lag.age(now: MonotonicClock.now()) }
+
+    private static let littleBytes: UInt64 = 512 << 10
+    /// Bytes that may be under way on any link.
+    private static let windowMin: UInt64 = 4 << 20
 
     /// Whether QEMU's initial RAM copy should wait: the encoder or the secondary is behind.
+    ///
+    /// No more is read than the link takes in half a second. What is read early is out of date when it is sent, and
+    /// QEMU takes the speed of our reading for the link's: by that it decides how much to leave for the time when the
+    /// guest stands still.
     var wantsLessInput: Bool {
-        (layout != nil && !isRamKnown) || chunksInFlight > 256 || outstandingBytes > settings.budgetBytes / 2
+        let window = min(max(lag.recent, Self.windowMin), settings.budgetBytes / 4)
+        return (layout != nil && !isRamKnown)
+            || outstandingBytes + UInt64(chunksInFlight * PageChunk.bytes) > window
+    }
+
+    /// Whether QEMU's migration socket is to be read: in the initial copy as the link allows. When the guest stands
+    /// still, and by nobody's wish, it waits for us, so everything is read that the encoder has room for.
+    var takesInput: Bool {
+        ending != nil
+            || (running || (guestStandsStill && !life.isHalted) ? chunksInFlight < chunksMax : !wantsLessInput)
+    }
+
+    /// QEMU has stopped the guest, or lets it run. At the end of the initial copy that is known from the event alone:
+    /// QEMU hands over its last pages with its main loop held, and answers nothing.
+    func guestStopped(_ isStopped: Bool) {
+        guestStandsStill = isStopped
+        onPressureChange()
     }
 
     /// Sends a frame that is content of its epoch.
@@ -217,12 +254,12 @@ final class AgentCore {
         tallies[header.epoch, default: EpochTally()].add(header)
         let length = UInt64(header.frameLength)
         epochBytes[header.epoch, default: 0] += length
-        link.write(frame, promise: nil)
+        outlet.send(frame)
         account(length)
     }
 
     private func account(_ length: UInt64) {
-        sentTotal += length
+        lag.sent(bytes: length, now: MonotonicClock.now())
         figures.outstandingBytes = outstandingBytes
         if outstandingBytes > settings.budgetBytes {
             end(
@@ -243,14 +280,14 @@ final class AgentCore {
         guard ending == nil, (try? machine.sendGuestState()) != nil else { return }
         var buffer = link.allocator.buffer(capacity: 256)
         let header = buffer.writeFrame(state, generation: settings.generation, epoch: .none)
-        link.writeAndFlush(buffer, promise: nil)
+        outlet.sendAhead(buffer)
         account(UInt64(header.frameLength))
     }
 
     private func sendCommand(_ kind: FrameKind, epoch: Epoch) {
         var buffer = link.allocator.buffer(capacity: FrameHeader.length)
         buffer.writeCommand(kind, generation: settings.generation, epoch: epoch)
-        link.write(buffer, promise: nil)
+        outlet.send(buffer)
         account(UInt64(FrameHeader.length))
     }
 
@@ -282,7 +319,7 @@ final class AgentCore {
 
     func flush() {
         flushedTotal = sentTotal
-        link.flush()
+        outlet.flush()
     }
 
     /// Has what was written go to the link within a millisecond. The guest's next write does not wait for the link, and
@@ -339,10 +376,9 @@ final class AgentCore {
             proceed()
         case .credit:
             let credit = try frame.withPayload { bytes in try Credit.decode(bytes) }
-            guard credit.consumedTotal <= sentTotal, credit.consumedTotal >= consumedTotal else {
+            guard lag.consumed(total: credit.consumedTotal, now: MonotonicClock.now()) else {
                 return end(.linkLost("the secondary acknowledged \(credit.consumedTotal) bytes of \(sentTotal) sent"))
             }
-            consumedTotal = credit.consumedTotal
             figures.outstandingBytes = outstandingBytes
             onPressureChange()
             proceed()
@@ -376,7 +412,8 @@ final class AgentCore {
 
     private func beat() {
         guard ending == nil else { return }
-        _ = silence.beat(hasHeard: hasHeard)
+        let hasBytes = pulse?.take() ?? false
+        _ = silence.beat(hasHeard: hasHeard || hasBytes)
         hasHeard = false
         if silence.isLong {
             return end(.linkLost("the secondary is silent"))
@@ -389,7 +426,7 @@ final class AgentCore {
         var buffer = link.allocator.buffer(capacity: 64)
         let header = buffer.writeFrame(
             Heartbeat(counter: heartbeatCounter, sentAt: now), generation: settings.generation, epoch: .none)
-        link.writeAndFlush(buffer, promise: nil)
+        outlet.sendAhead(buffer)
         account(UInt64(header.frameLength))
     }
 
@@ -528,7 +565,8 @@ final class AgentCore {
         let tally = tallies.removeValue(forKey: epoch) ?? EpochTally()
         var buffer = link.allocator.buffer(capacity: 128)
         let header = buffer.writeFrame(tally.seal, generation: settings.generation, epoch: epoch)
-        link.writeAndFlush(buffer, promise: nil)
+        outlet.send(buffer)
+        outlet.flush()
         account(UInt64(header.frameLength))
         figures.lastEpochBytes = epochBytes.removeValue(forKey: epoch) ?? 0
         proceed()

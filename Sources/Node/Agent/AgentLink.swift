@@ -107,8 +107,7 @@ enum AgentLink {
             .connectTimeout(.seconds(3))
             .channelOption(.socketOption(.so_keepalive), value: 1)
             .channelOption(.recvAllocator, value: FixedSizeRecvByteBufferAllocator(capacity: 64 << 10))
-            // The budget is ours; the channel itself never stops taking what is written.
-            .channelOption(.writeBufferWaterMark, value: .init(low: 1 << 20, high: 1 << 30))
+            .channelOption(.writeBufferWaterMark, value: LinkOutlet.watermark)
         let initializer: @Sendable (any Channel) -> EventLoopFuture<NIOLoopBound<AgentLinkHandler>> = { channel in
             channel.eventLoop.makeCompletedFuture {
                 let handler = AgentLinkHandler(hello: hello, welcome: promise)
@@ -154,6 +153,7 @@ enum AgentLink {
             return try await bootstrap.connect(unixDomainSocketPath: path, channelInitializer: wrapped)
         case .tcp(let host, let port):
             return try await bootstrap.channelOption(.tcpOption(.tcp_nodelay), value: 1)
+                .channelOption(LinkOutlet.notSentMax, value: 256 << 10)
                 .connect(host: host, port: port, channelInitializer: wrapped)
         }
     }

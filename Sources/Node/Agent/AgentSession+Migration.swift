@@ -29,12 +29,13 @@ extension AgentSession {
         if !capabilities.isEmpty {
             try await relay.execute("migrate-set-capabilities", ["capabilities": .array(capabilities)])
         }
+        var finalRound = FinalRound(budget: UInt64(options.budgetBytes))
         try await relay.execute(
             "migrate-set-parameters",
             [
                 "x-checkpoint-delay": .integer(Self.quietCheckpointDelayMilliseconds),
                 "max-bandwidth": .integer(1 << 40),
-                "downtime-limit": 300,
+                SavedGuestState.downtimeLimit: .whole(finalRound.limit),
             ])
         try await loop.submit { core.value.life.entering(at: MonotonicClock.wallNanoseconds()) }.get()
         try await relay.execute("migrate", ["uri": .string("unix:\(directory.path("ram.sock"))")])
@@ -58,8 +59,17 @@ extension AgentSession {
                 let total = ram?["total"]?.uintValue ?? 0
                 let left = ram?["remaining"]?.uintValue ?? total
                 progress.show("copying RAM    \(Percent.text(total - min(total, left), of: total))")
+                let speed = UInt64(max(0, min(ram?["mbps"]?.doubleValue ?? 0, 1e9)) * 125_000)
+                // While the secondary tells what it holds nothing is read.
+                let isFlowing = try await loop.submit { core.value.isRamKnown }.get()
+                if status == "active", isFlowing, let limit = finalRound.noted(bytesPerSecond: speed) {
+                    try await relay.execute("migrate-set-parameters", [SavedGuestState.downtimeLimit: .whole(limit)])
+                }
             }
         }
+        // Of no use from now on, and nobody would know it if we and the guardian died.
+        let before = relay.hello.saved.parameters[SavedGuestState.downtimeLimit] ?? SavedGuestState.downtimeLimitDefault
+        try await relay.execute("migrate-set-parameters", [SavedGuestState.downtimeLimit: .whole(before)])
         progress.say("RAM copied; the first checkpoint is on its way to the secondary")
     }
 

@@ -75,7 +75,7 @@ extension AgentSession {
                     "target": .string(GuestNames.nbdNode(index)), "sync": "full", "copy-mode": "write-blocking",
                     "granularity": .whole(Self.mirrorGranularity),
                     "on-target-error": "stop", "filter-node-name": .string(GuestNames.filterNode(index)),
-                    "speed": .whole(UInt64(options.budgetBytes / 4)),
+                    "speed": .whole(firstSpeed),
                 ])
         }
         try await followInitialCopy(guest, core)
@@ -86,7 +86,7 @@ extension AgentSession {
     private func followInitialCopy(_ guest: ProtectedGuest, _ core: NIOLoopBound<AgentCore>) async throws {
         let total = guest.disks.reduce(UInt64(0)) { $0 + $1.size }
         var meter = RateMeter()
-        var speed = UInt64(options.budgetBytes / 4)
+        var speed = firstSpeed
         while true {
             try await Task.sleep(for: .milliseconds(100))
             try Task.checkCancellation()
@@ -99,7 +99,9 @@ extension AgentSession {
                 let length = job["len"]?.uintValue ?? 0
                 return sum + (length - min(length, job["offset"]?.uintValue ?? 0))
             }
-            let (figures, skipped) = try await loop.submit { (core.value.figures, core.value.skippedBytes) }.get()
+            let (figures, skipped, lag) = try await loop.submit {
+                (core.value.figures, core.value.skippedBytes, core.value.linkLag)
+            }.get()
             let had = skipped == 0 ? "" : "  skipped \(ByteText.text(skipped))"
             if ours.allSatisfy({ $0["ready"]?.boolValue == true }) {
                 try await settle(core)
@@ -118,7 +120,8 @@ extension AgentSession {
             progress.show(
                 "copying disks  \(Percent.text(done, of: total))  \(ByteText.text(meter.bytesPerSecond))/s\(had)")
             let wanted = CopySpeed.next(
-                current: speed, outstanding: figures.outstandingBytes, budget: UInt64(options.budgetBytes))
+                current: speed, outstanding: figures.outstandingBytes, budget: UInt64(options.budgetBytes),
+                lag: lag)
             if wanted != speed {
                 speed = wanted
                 for index in guest.disks.indices {
@@ -127,6 +130,9 @@ extension AgentSession {
             }
         }
     }
+
+    /// Bytes in a second for a start, of each disk.
+    private var firstSpeed: UInt64 { min(UInt64(options.budgetBytes / 4), options.bandwidth ?? .max) }
 
     private func setSpeed(_ speed: UInt64, _ index: Int) async throws {
         do {
@@ -138,14 +144,19 @@ extension AgentSession {
     }
 }
 
-/// The speed of the initial copy, from how much of the budget is in use. Set ten times a second.
+/// The speed of the initial copy, from how much of the budget is in use and how far the secondary is behind. Set ten
+/// times a second.
 enum CopySpeed {
+    /// One block of the mirror in a second: no link is slower than this and of use.
+    static let least: UInt64 = 64 << 10
+
     /// Bytes per second for the next tenth of a second.
-    static func next(current: UInt64, outstanding: UInt64, budget: UInt64) -> UInt64 {
+    ///
+    /// - Parameter lag: nanoseconds since the oldest byte was sent that the secondary has not taken in.
+    static func next(current: UInt64, outstanding: UInt64, budget: UInt64, lag: UInt64 = 0) -> UInt64 {
         let most = budget * 2
-        let least = max(budget / 64, 1 << 20)
-        if outstanding > budget / 2 { return max(least, current / 4) }
-        if outstanding > budget / 4 { return max(least, current * 3 / 4) }
+        if outstanding > budget / 2 || lag > 1_000_000_000 { return max(least, current / 4) }
+        if outstanding > budget / 4 || lag > 300_000_000 { return max(least, current * 3 / 4) }
         return min(most, current * 5 / 4)
     }
 }

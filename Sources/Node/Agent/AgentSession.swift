@@ -156,7 +156,7 @@ final class AgentSession: Sendable {
             generation: connected.welcome.generation, firstEpoch: connected.welcome.firstEpoch,
             intervalNanoseconds: options.intervalNanoseconds, budgetBytes: UInt64(options.budgetBytes),
             useDelta: options.useDelta, holdTargetNanoseconds: options.holdTargetNanoseconds,
-            pauseShareMax: options.pauseShareMax, diskSizes: guest.disks.map(\.size))
+            pauseShareMax: options.pauseShareMax, bandwidth: options.bandwidth, diskSizes: guest.disks.map(\.size))
         progress.say(
             "secondary \(address): replica '\(guest.name)', generation \(settings.generation), "
                 + (connected.welcome.lastCommitted == .none
@@ -221,7 +221,8 @@ final class AgentSession: Sendable {
         }.get()
     }
 
-    /// Tells the secondary why, if it still listens. Bounded: the guardian waits 300 ms at most.
+    /// Tells the secondary why, if it still listens. Bounded: the guardian waits 300 ms at most, and a secondary that does
+    /// not read must not keep us. What is not out by then ``linger()`` waits for.
     private func farewell(_ ending: AgentEnding) async {
         guard let (channel, generation) = link.withLock({ $0 }) else { return }
         switch ending {
@@ -230,11 +231,26 @@ final class AgentSession: Sendable {
             let bye = await bye(ending)
             var buffer = channel.allocator.buffer(capacity: 128)
             buffer.writeFrame(bye, generation: generation, epoch: .none)
-            // A peer that does not read must not keep us: the guardian waits.
-            channel.eventLoop.scheduleTask(in: .milliseconds(150)) { channel.close(promise: nil) }
-            try? await channel.writeAndFlush(buffer)
+            let words = buffer
+            let core = core.withLock { $0 }
+            try? await loop.flatSubmit { [loop] in
+                let isOut = core?.value.outlet.farewell(words) ?? channel.writeAndFlush(words)
+                let over = loop.makePromise(of: Void.self)
+                isOut.whenComplete { _ in over.succeed(()) }
+                loop.scheduleTask(in: .milliseconds(150)) { over.succeed(()) }
+                return over.futureResult
+            }.get()
+            return
         }
         channel.close(promise: nil)
+    }
+
+    /// Waits for a farewell that is on its way over a slow link: the secondary closes the link when it has read it. If we
+    /// ended before, the kernel could forget it. To be called when the guest is restored, and nobody waits any longer.
+    func linger() async {
+        guard let (channel, _) = link.withLock({ $0 }) else { return }
+        channel.eventLoop.scheduleTask(in: .milliseconds(400)) { channel.close(promise: nil) }
+        try? await channel.closeFuture.get()
     }
 }
 

@@ -41,6 +41,10 @@ public struct AttachOptions: Codable, Sendable {
     public var holdTargetNanoseconds: UInt64 = 50_000_000
     /// The share of the guest's time that pauses may take, above 0 and at most 1.
     public var pauseShareMax = 0.25
+    /// Bytes in a second that are sent to the secondary at most; nil for no bound.
+    public var bandwidth: UInt64?
+    /// The lowest ``bandwidth`` that is of use.
+    public static let bandwidthMin = LinkPacer.rateMin
     /// Whether the networks stay closed while a secondary is away that was lost.
     public var closesNetworkOnLoss = false
     /// Nanoseconds from the loss after which it is not waited for any longer; nil for ever.
@@ -180,6 +184,10 @@ public enum Attachment {
             qmpPath: options.qmp, agentExecutable: program, agentArguments: ["agent", encoded])
         configuration.guestPID = options.pid
         configuration.claimsGuest = true
+        // Budget for the link and for pages on their way, each with copies under way; a shadow of the guest's memory,
+        // and with a store of its own the same again twice, for what is taken in.
+        configuration.agentMemoryMax = UInt64(options.budgetBytes) * 4 + 1 << 30
+        configuration.agentMemoryPerGuestByte = options.store == nil ? 1 : 3
         configuration.closesNetworkOnLoss = options.closesNetworkOnLoss
         let loop = MultiThreadedEventLoopGroup.singleton.next()
         let guardian = Guardian(configuration: configuration, eventLoop: loop, log: log)

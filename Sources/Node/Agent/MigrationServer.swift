@@ -86,11 +86,9 @@ final class MigrationHandler: ChannelInboundHandler {
         context.writeAndFlush(wrapOutboundOut(ByteBuffer(bytes: bytes)), promise: nil)
     }
 
-    /// Leaves the socket alone while the secondary is behind; only in the initial copy, when the guest runs. During a
-    /// checkpoint the guest waits for us, so everything is read at once that the encoder has room for.
+    /// Leaves the socket alone, or reads it again.
     private func adjustReading(_ context: ChannelHandlerContext) {
-        let wanted =
-            core.hasEnded || (core.running ? core.chunksInFlight < core.chunksMax : !core.wantsLessInput)
+        let wanted = core.takesInput
         guard wanted != reading else { return }
         reading = wanted
         context.channel.setOption(.autoRead, value: wanted).assumeIsolated().whenFailure { [core] error in

@@ -14,6 +14,8 @@ public struct GuestEvent: Codable, Sendable, Equatable {
         case comparison
         /// The replica became the guest, or was to.
         case failover
+        /// Checkpoints have come to lag far behind, or no longer do.
+        case lag
         /// A command for losses or for fencing has run, or could not.
         case command
     }

@@ -25,6 +25,7 @@ final class AgentProcess: Sendable {
     private struct State {
         /// Names the child even after its number was reused; -1 when there is none.
         var pidfd: CInt = -1
+        var pid: Int32?
         /// A kill that came before the child.
         var killed = false
         var ending: Ending?
@@ -76,12 +77,27 @@ final class AgentProcess: Sendable {
         guard pidfd >= 0 else { return }
         state.withLock { state in
             state.pidfd = pidfd
+            state.pid = pid
             if state.killed { _ = clx_pidfd_signal(pidfd, SIGKILL) }
         }
     }
 
     /// Whether it has not ended, as far as is known.
     var isRunning: Bool { state.withLock { $0.ending == nil } }
+
+    /// Bytes of memory that are its own, swapped out or not; nil when it has ended or /proc does not tell. Shared
+    /// memory is not counted, nor are files.
+    var ownBytes: UInt64? {
+        let pid = state.withLock { $0.ending == nil ? $0.pid : nil }
+        guard let pid, let file = fopen("/proc/\(pid)/status", "re") else { return nil }
+        defer { fclose(file) }
+        var text = [CChar](repeating: 0, count: 8192)
+        let count = fread(&text, 1, text.count, file)
+        let lines = String(decoding: text[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self).split(separator: "\n")
+        let kibibytes = lines.filter { $0.hasPrefix("RssAnon:") || $0.hasPrefix("VmSwap:") }
+            .compactMap { $0.split(whereSeparator: \.isWhitespace).dropFirst().first.flatMap { UInt64($0) } }
+        return kibibytes.isEmpty ? nil : kibibytes.reduce(0, +) << 10
+    }
 
     /// SIGKILL, unless the child has ended.
     func kill() {

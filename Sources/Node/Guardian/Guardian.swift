@@ -33,6 +33,11 @@ public final class Guardian: Sendable {
         /// What it gets to exit from then on. It is told when the guest is restored; one that does not answer the guest's
         /// disks until then is in the way.
         public var patience: Duration = .milliseconds(600)
+        /// Memory of its own that an agent may have, in bytes, beside ``agentMemoryPerGuestByte`` times the guest's
+        /// RAM: one that has more has run wild, and is ended before the kernel looks for somebody to kill. Nil for no
+        /// bound.
+        public var agentMemoryMax: UInt64?
+        public var agentMemoryPerGuestByte: UInt64 = 1
         /// Whether SIGINT and SIGTERM end the guardianship. The handlers stay in the process.
         public var handlesSignals = true
         /// Whether a guest that another guardian holds, through another monitor, is refused.
@@ -55,6 +60,8 @@ public final class Guardian: Sendable {
         case detachRequested(String)
         case graceOver
         case guestGone(String)
+        /// The agent has so many bytes of memory, which is too much.
+        case agentTooLarge(UInt64)
     }
 
     /// Why the restoration begins.
@@ -164,11 +171,27 @@ public final class Guardian: Sendable {
             executable: configuration.agentExecutable, arguments: configuration.agentArguments,
             environment: configuration.agentEnvironment, standardInput: ends[1]
         ) { [incident] in incident.yield(.agentEnded($0)) }
+        let memoryWatch = await watchMemory(of: agent, client)
         let cause = await watch(relay, agent)
+        memoryWatch?.cancel()
         return await finish(cause, client, saved, relay, agent)
     }
 
     // MARK: Watching
+
+    private static let memoryInterval = TimeAmount.milliseconds(250)
+
+    private func watchMemory(of agent: AgentProcess, _ client: QMPClient) async -> RepeatedTask? {
+        guard let beside = configuration.agentMemoryMax,
+            let answer = try? await client.execute("query-memory-size-summary")
+        else { return nil }
+        let guest = (answer["base-memory"]?.uintValue ?? 0) + (answer["plugged-memory"]?.uintValue ?? 0)
+        let most = guest * configuration.agentMemoryPerGuestByte + beside
+        return eventLoop.scheduleRepeatedTask(initialDelay: Self.memoryInterval, delay: Self.memoryInterval) {
+            [incident] _ in
+            if let bytes = agent.ownBytes, bytes > most { incident.yield(.agentTooLarge(bytes)) }
+        }
+    }
 
     /// Waits for the end of the guardianship. Nil: the guest has ended.
     private func watch(_ relay: Relay, _ agent: AgentProcess) async -> Cause? {
@@ -187,6 +210,10 @@ public final class Guardian: Sendable {
                 eventLoop.scheduleTask(in: TimeAmount(configuration.grace)) { [incident] in
                     incident.yield(.graceOver)
                 }
+            case .agentTooLarge(let bytes):
+                return Cause(
+                    reason: "it uses \(ByteText.text(bytes)) of memory, more than it may; please report this",
+                    wished: wish != nil)
             case .graceOver:
                 return Cause(reason: wish ?? "", wished: true)
             case .agent(.bye(let reason, let code, let commit)):

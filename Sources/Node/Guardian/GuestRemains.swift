@@ -46,17 +46,20 @@ extension GuestRestoration {
         log.notice(
             "an attach died and left something in the guest; cleaning up",
             metadata: ["left": "\(remains.joined(separator: ", "))"])
+        let status = try await client.execute("query-migrate")["status"]?.stringValue
         let report = await removeRemains(client, keepsNetworkClosed: keepsNetworkClosed, log: log)
-        try await resetParameters(client)
+        try await resetParameters(client, wasCopied: status == "colo")
         log.notice("the guest was restored", metadata: ["report": "\(report)"])
     }
 
     /// Nobody is left who knows what the guest's parameters were; QEMU's own are a better guess than ours.
-    private static func resetParameters(_ qmp: some QMPExecutor) async throws(QMPError) {
+    /// - Parameter wasCopied: the initial copy was over; from then on the limit of the down time is the user's again.
+    private static func resetParameters(_ qmp: some QMPExecutor, wasCopied: Bool) async throws(QMPError) {
         let now = try await qmp.execute("query-migrate-parameters")
         var changes: [String: JSONValue] = [:]
         if now["x-checkpoint-delay"]?.uintValue == UInt64(AgentSession.quietCheckpointDelayMilliseconds) {
             changes["x-checkpoint-delay"] = 20_000
+            if !wasCopied { changes[SavedGuestState.downtimeLimit] = .whole(SavedGuestState.downtimeLimitDefault) }
         }
         if now["max-bandwidth"]?.uintValue == 1 << 40 { changes["max-bandwidth"] = .whole(128 << 20) }
         if !changes.isEmpty { _ = try await qmp.execute("migrate-set-parameters", .object(changes)) }

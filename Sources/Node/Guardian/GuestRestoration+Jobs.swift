@@ -35,17 +35,25 @@ extension GuestRestoration {
         } else if await ourJobs(&report)?.isEmpty == true {
             return false
         }
-        let hasStopped = await stop(&report)
+        let hasStopped = await stop(nbdNodes, answered: answered, &report)
         if await cancelJobs(force: true, until: clock.now + .milliseconds(200), &report) { return hasStopped }
         await yank(nbdNodes)
         _ = await cancelJobs(force: true, until: clock.now + .milliseconds(100), &report)
         return hasStopped
     }
 
-    /// Stops a guest that runs; false when it did not.
-    private func stop(_ report: inout Report) async -> Bool {
+    /// Stops a guest that runs; false when it did not. QEMU waits for the guest's requests then: those that a server
+    /// has which hangs must fail first.
+    private func stop(_ nbdNodes: Set<String>, answered: Bool, _ report: inout Report) async -> Bool {
         guard await attempt("query-status", nil, &report)?["running"]?.boolValue == true else { return false }
-        await attempt("stop", nil, &report)
+        do {
+            try await qmp.execute("stop", timeout: answered ? stepTimeout : .milliseconds(150))
+        } catch {
+            report.problems.append("\(error)")
+            log.warning("restoration step failed", metadata: ["error": "\(error)"])
+            if case .closed = error { report.guestGone = true }
+            if case .timedOut = error, !answered { await yank(nbdNodes) }
+        }
         return true
     }
 

@@ -10,7 +10,11 @@ public struct SavedGuestState: Sendable, Equatable, Codable {
     public var parameters: [String: UInt64]
 
     /// Migration parameters that an attach changes.
-    public static let parameterNames = ["x-checkpoint-delay", "max-bandwidth", "downtime-limit"]
+    public static let parameterNames = ["x-checkpoint-delay", "max-bandwidth", downtimeLimit]
+    /// Milliseconds, by which QEMU decides when to stop the guest for the last round of a copy.
+    static let downtimeLimit = "downtime-limit"
+    /// QEMU's own.
+    static let downtimeLimitDefault: UInt64 = 300
 
     public init(wasRunning: Bool, capabilities: [String: Bool], parameters: [String: UInt64]) {
         self.wasRunning = wasRunning

@@ -77,6 +77,21 @@ extension GuestReplica {
         }
     }
 
+    /// Tells when checkpoints have come to lag, and when they no longer do.
+    func noteLateness() {
+        let status = status()
+        let isLate = status.isLate == true
+        guard isLate != notedLate else { return }
+        notedLate = isLate
+        let age = Fixed.text(status.commitAgeSeconds ?? 0, 1)
+        let waiting = ByteText.text(status.lagBytes ?? 0)
+        tell(
+            .lag,
+            isLate
+                ? "checkpoints lag: the last one is \(age) s old, with it \(waiting) were on their way"
+                : "checkpoints no longer lag: the last one is \(age) s old")
+    }
+
     /// A checkpoint that is far older than it should be, while a primary says that it protects the guest.
     private func isLate(_ status: GuestStatus) -> Bool? {
         guard session != nil, haltWords == nil, let age = status.commitAgeSeconds else { return nil }

@@ -44,6 +44,8 @@ actor GuestReplica {
     /// Tells what happens, and the state that was told last.
     let events: EventLog
     var notedState: GuestStatus.State?
+    /// Whether it was told last that checkpoints lag.
+    var notedLate = false
     /// What the primary said last of itself, and the guest's pauses since the daemon started.
     var primary: PrimaryFigures?
     var pauses = LatencyHistogram()

@@ -13,6 +13,8 @@ struct LinkServer {
 
     /// Bytes taken in before the primary is told so.
     private static let creditStep: UInt64 = 1 << 20
+    /// Nanoseconds after which the primary is told all the same, so that it knows how far behind we are.
+    private static let creditInterval: UInt64 = 100_000_000
 
     let group: any EventLoopGroup
     /// Nil: clear text.
@@ -77,7 +79,8 @@ struct LinkServer {
                 var frames = inbound.makeAsyncIterator()
                 do {
                     guard let hello = try await greeted(&frames, link.channel, peer) else { return }
-                    let session = LinkSession(label: hello.label, channel: link.channel)
+                    let pulse = try? await link.channel.pipeline.handler(type: LinkPulse.self).get()
+                    let session = LinkSession(label: hello.label, channel: link.channel, pulse: pulse)
                     let replica = try await self.replica(hello)
                     let welcome = try await replica.open(hello, session: session)
                     session.send(welcome, generation: welcome.generation)
@@ -166,15 +169,20 @@ struct LinkServer {
             case nil: break
             }
         }
+        let lateness = channel.eventLoop.scheduleRepeatedTask(initialDelay: .seconds(1), delay: .seconds(1)) { _ in
+            Task { await replica.noteLateness() }
+        }
         let telling = Task { await tellDigests(session, replica, welcome) }
         var tellingRam: Task<Void, Never>?
         defer {
             heartbeat.cancel()
+            lateness.cancel()
             telling.cancel()
             tellingRam?.cancel()
         }
         var consumed: UInt64 = 0
         var told: UInt64 = 0
+        var toldAt = MonotonicClock.now()
         var reason = "the link was closed"
         var ending = PrimaryWatch.Ending.lost(.disconnected)
         do {
@@ -185,8 +193,12 @@ struct LinkServer {
                 guard goesOn else { break }
                 if frame.kind == .ramLayout { tellingRam = Task { await tellKnown(session, replica, welcome) } }
                 consumed += UInt64(frame.header.frameLength)
-                if consumed - told >= Self.creditStep || frame.kind == .seal {
+                let now = MonotonicClock.now()
+                if consumed - told >= Self.creditStep || frame.kind == .seal
+                    || now.nanoseconds(since: toldAt) >= Self.creditInterval
+                {
                     told = consumed
+                    toldAt = now
                     session.send(Credit(consumedTotal: consumed), generation: welcome.generation)
                 }
             }

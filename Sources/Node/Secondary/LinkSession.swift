@@ -9,6 +9,8 @@ final class LinkSession: Sendable {
     /// Who the primary says it is.
     let label: String
     private let channel: any Channel
+    /// Hears parts of frames, too; nil on a channel without one.
+    private let pulse: LinkPulse?
     private let lastHeard: Atomic<UInt64>
     /// Set while the replica is at work and the link is not read: then silence says nothing about the primary.
     private let isBusy = Atomic(false)
@@ -16,9 +18,10 @@ final class LinkSession: Sendable {
     private let hasHeard = Atomic(true)
     private let silence = Mutex(Silence())
 
-    init(label: String, channel: any Channel) {
+    init(label: String, channel: any Channel, pulse: LinkPulse? = nil) {
         self.label = label
         self.channel = channel
+        self.pulse = pulse
         lastHeard = Atomic(MonotonicClock.now().nanoseconds)
     }
 
@@ -29,7 +32,9 @@ final class LinkSession: Sendable {
 
     /// To be called with each heartbeat that is sent, from one thread.
     func beat() -> Silence.Change? {
-        let isHeard = hasHeard.exchange(false, ordering: .relaxed) || isBusy.load(ordering: .relaxed)
+        let hasFrame = hasHeard.exchange(false, ordering: .relaxed)
+        let hasBytes = pulse?.take() ?? false
+        let isHeard = hasFrame || hasBytes || isBusy.load(ordering: .relaxed)
         return silence.withLock { $0.beat(hasHeard: isHeard) }
     }
 
@@ -48,7 +53,8 @@ final class LinkSession: Sendable {
     var silentNanoseconds: UInt64 {
         guard channel.isActive else { return .max }
         if isBusy.load(ordering: .relaxed) { return 0 }
-        return MonotonicClock.now().nanoseconds(since: Moment(nanoseconds: lastHeard.load(ordering: .relaxed)))
+        let lastFrame = Moment(nanoseconds: lastHeard.load(ordering: .relaxed))
+        return MonotonicClock.now().nanoseconds(since: max(lastFrame, pulse?.lastHeard ?? lastFrame))
     }
 
     func command(_ kind: FrameKind, generation: Generation, epoch: Epoch) {

@@ -7,6 +7,7 @@ enum LinkPipeline {
         let pipeline = channel.pipeline.syncOperations
         try pipeline.addHandler(LinkDoor(takesTLS: tls != nil), name: LinkDoor.name)
         if let tls { try pipeline.addHandlers(tls.handlers()) }
+        try pipeline.addHandler(LinkPulse())
         try pipeline.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
     }
 
@@ -14,6 +15,7 @@ enum LinkPipeline {
     static func primary(_ channel: any Channel, tls: LinkTLS?) throws {
         let pipeline = channel.pipeline.syncOperations
         if let tls { try pipeline.addHandlers(tls.handlers()) }
+        try pipeline.addHandler(LinkPulse())
         try pipeline.addHandler(ByteToMessageHandler(LinkFrameDecoder()))
     }
 }

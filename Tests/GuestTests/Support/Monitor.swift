@@ -88,6 +88,22 @@ final class Monitor {
         while let message = try line(until: end) { _ = keep(try JSON(parsing: message)) }
     }
 
+    /// The longest time from a STOP to its RESUME among the events from `first` on, in seconds.
+    func longestPause(from first: Int) -> Double {
+        var stopped: Double?
+        var longest = 0.0
+        for event in events[min(first, events.count)...] {
+            switch event.name {
+            case "STOP": stopped = event.time
+            case "RESUME":
+                longest = max(longest, stopped.map { event.time - $0 } ?? 0)
+                stopped = nil
+            default: continue
+            }
+        }
+        return longest
+    }
+
     private func keep(_ message: JSON) -> Bool {
         guard let name = message["event"].string else { return false }
         let stamp = message["timestamp"]

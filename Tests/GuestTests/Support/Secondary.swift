@@ -126,6 +126,9 @@ final class Secondary {
         try verbs.run(["ram", verb, guest, "--store", store] + options, within: 300)
     }
 
+    /// A verb that needs no store.
+    func verb(_ arguments: [String]) throws -> Verbs.Result { try verbs.run(arguments) }
+
     func verify(_ guest: String, _ options: [String] = []) throws -> Verbs.Result {
         try verbs.run(["verify", guest, "--store", store] + options, within: 300)
     }

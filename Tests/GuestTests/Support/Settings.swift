@@ -10,8 +10,11 @@ enum Settings {
     /// kill -9 of QEMU in the whole run, spread over three workloads.
     static var kills: Int { number("COLO_BLK_KILLS") ?? (isFull ? 21 : 3) }
 
-    /// Deaths of the agent at random moments of fast checkpoints.
-    static var agentDeaths: Int { number("COLO_BLK_AGENT_DEATHS") ?? (isFull ? 30 : 5) }
+    /// Deaths of the agent in fast checkpoints, half of them at random.
+    static var agentDeaths: Int { number("COLO_BLK_AGENT_DEATHS") ?? (isFull ? 30 : 2) }
+
+    /// Only rows of the guardian's matrix that contain these words.
+    static var matrixRows: String? { environment["COLO_BLK_MATRIX_ROWS"] }
 
     /// Checkpoints over which the RAM cache is compared with the guest.
     static var comparedCheckpoints: Int { number("COLO_BLK_COMPARED_CHECKPOINTS") ?? (isFull ? 1000 : 60) }

@@ -133,6 +133,7 @@ final class FakeGuest: Sendable {
         case "qmp_capabilities": return .success([:])
         case "query-status":
             return .success(["running": .bool(state.running), "status": .string(state.status)])
+        case "query-memory-size-summary": return .success(["base-memory": 1_048_576])
         case "query-migrate": return .success(["status": .string(state.migration)])
         case "query-migrate-capabilities":
             return .success(

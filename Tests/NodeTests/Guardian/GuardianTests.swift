@@ -182,6 +182,28 @@ import Testing
         await guest.stop()
     }
 
+    @Test func anAgentThatEatsMemoryIsEndedWhileItStillBeats() async throws {
+        let guest = try await FakeGuest.start(eventLoop: loop)
+        var configuration = Guardian.Configuration(
+            qmpPath: guest.path, agentExecutable: "/bin/bash",
+            agentArguments: [
+                "-c",
+                "exec 3>&0; (" + Self.beating + #") & x=$(head -c 30000000 /dev/zero | tr '\0' x); y="$x$x$x$x"; wait"#,
+            ])
+        configuration.handlesSignals = false
+        configuration.agentMemoryMax = 50 << 20
+        let guardian = Guardian(configuration: configuration, eventLoop: loop, log: log)
+        let (outcome, _) = try await run(guardian, guest, breaking: Self.mirrored())
+        guard case .agentFailed(let reason, _, let report) = outcome else {
+            Issue.record("\(outcome)")
+            return
+        }
+        #expect(reason.contains("of memory, more than it may"), "\(reason)")
+        #expect(report.guestRunning && report.clean)
+        expectRestored(guest.state.withLock { $0 })
+        await guest.stop()
+    }
+
     @Test func anAgentThatFallsSilentIsKilledAndTheGuestFreedWithinASecond() async throws {
         let guest = try await FakeGuest.start(eventLoop: loop)
         let script = "for i in 1 2 3; do echo '{\"heartbeat\":1}' >&3; sleep 0.1; done; exec sleep 60"
@@ -433,6 +455,23 @@ import Testing
         #expect(state.capabilities["x-colo"] == false)
         let again = await GuestRestoration.removeRemains(client, log: log)
         #expect(again.removed == 0 && again.clean)
+        client.close()
+        await guest.stop()
+    }
+
+    @Test(arguments: ["active", "colo"])
+    func theLimitOfTheDownTimeThatACopyLeftIsQEMUsOwnAgain(migration: String) async throws {
+        var state = Self.midCheckpoint()
+        state.migration = migration
+        state.parameters["x-checkpoint-delay"] = 3_600_000
+        state.parameters["downtime-limit"] = 77
+        let guest = try await FakeGuest.start(state, eventLoop: loop)
+        let client = try await QMPClient.connect(path: guest.path, eventLoop: loop)
+        try await GuestRestoration.removeRemains(ofDeadAttachIn: client, log: log)
+        let left = guest.state.withLock { $0 }.parameters
+        #expect(left["x-checkpoint-delay"] == 20_000)
+        // Behind the copy it is the user's.
+        #expect(left["downtime-limit"] == (migration == "colo" ? 77 : 300))
         client.close()
         await guest.stop()
     }

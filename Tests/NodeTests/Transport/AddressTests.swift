@@ -48,6 +48,31 @@ struct AddressTests {
         #expect(ByteText.text(3 << 40) == "3.0 TiB")
     }
 
+    @Test("QEMU's last round is as long as memory allows, whatever the link's speed")
+    func finalRound() {
+        var round = FinalRound(budget: 256 << 20)
+        #expect(round.limit == 15)
+        #expect(round.noted(bytesPerSecond: 0) == nil)
+        #expect(round.noted(bytesPerSecond: 1 << 30) == nil, "15 ms still")
+        // A slow link: as much is left as if it were fast. One burst is not forgotten at once.
+        #expect(round.noted(bytesPerSecond: 1 << 20) == nil)
+        var limits: [UInt64] = []
+        for _ in 0..<60 { if let limit = round.noted(bytesPerSecond: 1 << 20) { limits.append(limit) } }
+        #expect(limits == [16_000])
+        for _ in 0..<500 { if let limit = round.noted(bytesPerSecond: 1 << 20) { limits.append(limit) } }
+        #expect(limits == [16_000, 32_000, 64_000], "a copy that does not end by itself gets a longer last round")
+        #expect(round.noted(bytesPerSecond: 4 << 30) == 15, "a burst counts at once")
+        var small = FinalRound(budget: 16 << 20)
+        for _ in 0..<500 { _ = small.noted(bytesPerSecond: 1 << 20) }
+        #expect(small.limit == 4000, "a quarter of the budget")
+        var slowest = FinalRound(budget: 1 << 40)
+        for _ in 0..<7 {
+            let raised = slowest.noted(bytesPerSecond: 1)
+            #expect(raised == nil, "it may be a slow moment")
+        }
+        #expect(slowest.noted(bytesPerSecond: 1) == 2_000_000)
+    }
+
     @Test("the initial copy slows down before the budget is full, and recovers")
     func copySpeed() {
         let budget: UInt64 = 256 << 20
@@ -57,6 +82,13 @@ struct AddressTests {
         // A tenth of a second at full speed stays below half of the budget.
         #expect(speed / 10 < budget / 2)
         for _ in 0..<50 { speed = CopySpeed.next(current: speed, outstanding: budget * 3 / 4, budget: budget) }
-        #expect(speed == budget / 64)
+        #expect(speed == CopySpeed.least)
+        // A link slower than that is filled for a second and no more, however large the budget.
+        for _ in 0..<60 { speed = CopySpeed.next(current: speed, outstanding: 0, budget: budget) }
+        #expect(speed == budget * 2)
+        for _ in 0..<50 {
+            speed = CopySpeed.next(current: speed, outstanding: 1 << 20, budget: budget, lag: 400_000_000)
+        }
+        #expect(speed == CopySpeed.least)
     }
 }
