@@ -4,7 +4,7 @@ import Testing
 extension RealGuests {
     /// A failover to a QEMU that maps nothing.
     @Suite struct FullStreamTests {
-        @Test(arguments: ["i440fx", "q35"])
+        @Test(arguments: Settings.isFull ? ["i440fx", "q35"] : ["q35"])
         func allMemoryThroughTheStreamStartsTheSameGuest(shape: String) throws {
             try Scene.run("full-stream-\(shape)") { scene in
                 let guest = try scene.launch(.init(shape: shape, workload: .all))

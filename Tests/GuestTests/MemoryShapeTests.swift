@@ -15,7 +15,8 @@ extension RealGuests {
             }
         }
 
-        @Test func memoryOfAMemoryFileSharedOnThePrimaryGoesOn() throws {
+        @Test(.enabled(if: Settings.isFull, "COLO_BLK_FULL"))
+        func memoryOfAMemoryFileSharedOnThePrimaryGoesOn() throws {
             try Scene.run("memfd") { scene in
                 let object = "memory-backend-memfd,id=m0,size=\(Self.usualKiB)K,share=on"
                 try protectCompareAndFailOver(

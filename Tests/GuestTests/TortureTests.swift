@@ -2,16 +2,19 @@ import Foundation
 import Testing
 
 extension RealGuests {
-    /// A short run of `Scripts/torture`: a dozen faults at random moments against real processes.
+    /// A short run of `Scripts/torture`: some faults at random moments against real processes.
     @Suite struct TortureTests {
-        @Test func aDozenRandomFaultsLoseNothing() throws {
+        @Test func randomFaultsLoseNothing() throws {
             try Scene.run("torture") { scene in
                 let log = scene.directory + "/torture.log"
                 let script = Settings.repository + "/Scripts/torture"
                 let seed = Settings.seed % (1 << 32)
                 let torture = try ChildProcess(
                     "torture", "/usr/bin/env",
-                    ["python3", script, "--injections", "12", "--minutes", "3", "--seed", "\(seed)"], output: log,
+                    [
+                        "python3", script, "--injections", Settings.isFull ? "100" : "8", "--minutes", "4", "--seed",
+                        "\(seed)",
+                    ], output: log,
                     environment: ["COLO_BLK_BIN": try #require(Settings.binary)])
                 let code = try torture.waitForExit(within: 300)
                 let text = try String(contentsOfFile: log, encoding: .utf8)
