@@ -41,9 +41,11 @@ struct LinkOutletTests {
         func channelInactive(context: ChannelHandlerContext) { state.withLock { $0.ended = true } }
     }
 
-    /// Runs `body` on the loop of an outlet whose other end does not read yet; then reads until the end.
+    /// Runs `body` on the loop of an outlet whose other end does not read yet; then reads until the end. When `last` is
+    /// given, a farewell with its number is said as soon as so many frames have come, and the end follows it.
     private func numbers(
-        rate: UInt64? = nil, _ body: @escaping @Sendable (LinkOutlet, any Channel) -> Void
+        rate: UInt64? = nil, last: (number: UInt64, after: Int)? = nil,
+        _ body: @escaping @Sendable (LinkOutlet, any Channel) -> Void
     ) async throws -> [UInt64] {
         let group = MultiThreadedEventLoopGroup.singleton
         let path = FileManager.default.temporaryDirectory.appending(path: "o-\(UUID().uuidString.prefix(8))").path
@@ -60,8 +62,10 @@ struct LinkOutletTests {
         let client = try await ClientBootstrap(group: group)
             .channelOption(.writeBufferWaterMark, value: LinkOutlet.watermark)
             .connect(unixDomainSocketPath: path).get()
-        try await client.eventLoop.submit {
-            body(LinkOutlet(channel: client, rate: rate), client)
+        let outlet = try await client.eventLoop.submit {
+            let outlet = LinkOutlet(channel: client, rate: rate)
+            body(outlet, client)
+            return NIOLoopBound(outlet, eventLoop: client.eventLoop)
         }.get()
         var child: (any Channel)?
         while child == nil {
@@ -69,6 +73,11 @@ struct LinkOutletTests {
             try await Task.sleep(for: .milliseconds(2))
         }
         try await child?.setOption(.autoRead, value: true).get()
+        if let last {
+            while reader.numbers.count < last.after { try await Task.sleep(for: .milliseconds(5)) }
+            try await client.eventLoop.flatSubmit { outlet.value.farewell(Self.frame(last.number)) }.get()
+            client.close(promise: nil)
+        }
         while !reader.hasEnded { try await Task.sleep(for: .milliseconds(5)) }
         try await server.close()
         return reader.numbers
@@ -76,14 +85,11 @@ struct LinkOutletTests {
 
     @Test("everything leaves, in its order, and a beat is not behind what waits")
     func order() async throws {
-        let numbers = try await numbers { outlet, channel in
+        let numbers = try await numbers(last: (65, after: 66)) { outlet, _ in
             for number in 0..<64 { outlet.send(Self.frame(UInt64(number))) }
             outlet.flush()
             outlet.sendAhead(Self.frame(Self.ahead))
             outlet.send(Self.frame(64))
-            let bound = NIOLoopBound(outlet, eventLoop: channel.eventLoop)
-            channel.eventLoop.scheduleTask(in: .milliseconds(200)) { _ = bound.value.farewell(Self.frame(65)) }
-            channel.eventLoop.scheduleTask(in: .milliseconds(400)) { channel.close(promise: nil) }
         }
         #expect(numbers.filter { $0 != Self.ahead } == Array(0...65))
         let place = try #require(numbers.firstIndex(of: Self.ahead))
@@ -105,12 +111,9 @@ struct LinkOutletTests {
 
     @Test("with a bound what waits leaves later, by itself and in its order")
     func paced() async throws {
-        let numbers = try await numbers(rate: 2 << 20) { outlet, channel in
+        let numbers = try await numbers(rate: 2 << 20, last: (10, after: 11)) { outlet, _ in
             for number in 0..<10 { outlet.send(Self.frame(UInt64(number))) }
             outlet.sendAhead(Self.frame(Self.ahead))
-            let bound = NIOLoopBound(outlet, eventLoop: channel.eventLoop)
-            channel.eventLoop.scheduleTask(in: .seconds(2)) { _ = bound.value.farewell(Self.frame(10)) }
-            channel.eventLoop.scheduleTask(in: .milliseconds(2200)) { channel.close(promise: nil) }
         }
         #expect(numbers.filter { $0 != Self.ahead } == Array(0...10))
         let place = try #require(numbers.firstIndex(of: Self.ahead))
