@@ -133,7 +133,7 @@ class Protected:
             raise Failure(f"attach has {len(agents)} agents: {self.attach.last_words}")
         self.agent = agents[0]
         # The secondary starts the guest once, paused, after the first commit; that must not disturb the measurement.
-        self.wait_for_serve("failover proven", 60)
+        self.wait_for_serve("a failover is proven", 60)
         self.monitor.listen(5 * self.interval_ms / 1000)
         return seconds
 
