@@ -25,7 +25,6 @@ import Units
 /// and the value is thrown away, before the boundary of the first epoch: so the first checkpoint has everything.
 /// Held zeroes matter because QEMU zeroes a whole target that can be unmapped before it copies into it.
 public struct KnownBlocks: Sendable {
-
     /// What to do with a write, or with the part of it that falls into one block.
     public enum Verdict: Equatable, Sendable {
         /// The secondary has it, or will be told later.

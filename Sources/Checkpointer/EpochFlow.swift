@@ -7,9 +7,8 @@ import Units
 /// which is legal where it was sent is legal where it arrives.
 ///
 /// First the secondary tells what its disks hold (digests), and when it has the layout what its RAM cache holds. Then,
-/// per epoch: disk frames while it is open; `request`,
-/// `reply`; `send` ends it for disk frames; RAM batches, digests and figures; `size`; device state; `seal`; then
-/// `received` (or `ready` after the initial copy) and `loaded`.
+/// per epoch: disk frames while it is open; `request`, `reply`; `send` ends it for disk frames; RAM batches, digests and
+/// figures; `size`; device state; `seal`; then `received` (or `ready` after the initial copy) and `loaded`.
 struct EpochFlow: Equatable {
     /// How far the content of the newest epoch that is not sealed has got.
     enum Phase: Equatable {

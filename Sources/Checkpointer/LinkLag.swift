@@ -17,6 +17,11 @@ public struct LinkLag: Sendable, Equatable {
         var at: Moment
     }
 
+    private struct Sample: Equatable {
+        let at: Moment
+        let total: UInt64
+    }
+
     private var marks: [Mark] = []
     private var stepNow = step
     /// Nanoseconds over which ``recent`` counts.
@@ -24,17 +29,12 @@ public struct LinkLag: Sendable, Equatable {
     private static let sampleTime: UInt64 = 50_000_000
     /// What had been taken in at some moments of the last ``recentTime``, oldest first; the first one is older than
     /// that, or of the start.
-    private var samples: [(at: Moment, total: UInt64)] = []
+    private var samples: [Sample] = []
     /// Bytes that were sent, and that the other side has taken in.
     public private(set) var sent: UInt64 = 0
     public private(set) var consumed: UInt64 = 0
 
     public init() {}
-
-    public static func == (lhs: Self, rhs: Self) -> Bool {
-        lhs.marks == rhs.marks && lhs.sent == rhs.sent && lhs.consumed == rhs.consumed
-            && lhs.samples.elementsEqual(rhs.samples) { $0 == $1 }
-    }
 
     /// Bytes on their way, or waiting for it.
     public var outstanding: UInt64 { sent - consumed }
@@ -56,7 +56,7 @@ public struct LinkLag: Sendable, Equatable {
     public mutating func consumed(total: UInt64, now: Moment) -> Bool {
         guard total <= sent, total >= consumed else { return false }
         if samples.last.map({ now.nanoseconds(since: $0.at) >= Self.sampleTime }) ?? true {
-            samples.append((now, consumed))
+            samples.append(Sample(at: now, total: consumed))
         }
         while samples.count > 1, now.nanoseconds(since: samples[1].at) >= Self.recentTime { samples.removeFirst() }
         consumed = total

@@ -125,17 +125,18 @@ public struct SecondaryProtocol: Sendable, Equatable {
 
     /// Digests of what the disks hold go out. Disk frames are refused until `isLast` was said.
     public mutating func sendDigests(isLast: Bool) throws(ProtocolViolation) {
-        guard case .running(var flow) = state else { throw ours(.diskDigests, .none, "no session is running") }
-        let info = FrameInfo(.diskDigests, generation: flow.generation, value: isLast ? 1 : 0)
-        if let wrong = flow.toPrimary(info) { throw ours(.diskDigests, .none, wrong) }
-        state = .running(flow)
+        try describe(.diskDigests, isLast)
     }
 
     /// Digests of what the RAM cache holds go out, in answer to the layout. RAM batches are refused until `isLast` was said.
     public mutating func sendKnown(isLast: Bool) throws(ProtocolViolation) {
-        guard case .running(var flow) = state else { throw ours(.ramKnown, .none, "no session is running") }
-        let info = FrameInfo(.ramKnown, generation: flow.generation, value: isLast ? 1 : 0)
-        if let wrong = flow.toPrimary(info) { throw ours(.ramKnown, .none, wrong) }
+        try describe(.ramKnown, isLast)
+    }
+
+    private mutating func describe(_ frame: SessionFrame, _ isLast: Bool) throws(ProtocolViolation) {
+        guard case .running(var flow) = state else { throw ours(frame, .none, "no session is running") }
+        let info = FrameInfo(frame, generation: flow.generation, value: isLast ? 1 : 0)
+        if let wrong = flow.toPrimary(info) { throw ours(frame, .none, wrong) }
         state = .running(flow)
     }
 

@@ -29,10 +29,7 @@ public struct GuestState: Equatable, Sendable, LinkPayload {
 
     public static func decode(_ payload: UnsafeRawBufferPointer) throws(LinkError) -> GuestState {
         var reader = PayloadReader(.guestState, payload)
-        let value: UInt16 = try reader.read()
-        guard let code = Code(rawValue: value) else {
-            throw reader.bad("code", at: 0, "has the unknown value \(value)")
-        }
+        let code = try reader.value("code", of: Code.self)
         let message = try reader.message("message")
         try reader.finish()
         return GuestState(code: code, message: message)

@@ -34,6 +34,14 @@ struct PayloadReader {
     }
 
     /// Text of at most `LinkLimits.messageMax` bytes behind a length of two bytes.
+    /// The next field, one of the values of a type.
+    mutating func value<Code: RawRepresentable<UInt16>>(_ field: String, of _: Code.Type) throws(LinkError) -> Code {
+        let start = offset
+        let value: UInt16 = try read()
+        guard let code = Code(rawValue: value) else { throw bad(field, at: start, "has the unknown value \(value)") }
+        return code
+    }
+
     mutating func message(_ field: String) throws(LinkError) -> String {
         let start = offset
         let length = Int(try read(UInt16.self))

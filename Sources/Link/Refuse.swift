@@ -46,10 +46,7 @@ public struct Refuse: Error, Equatable, Sendable, LinkPayload, CustomStringConve
 
     public static func decode(_ payload: UnsafeRawBufferPointer) throws(LinkError) -> Refuse {
         var reader = PayloadReader(.refuse, payload)
-        let value: UInt16 = try reader.read()
-        guard let code = Code(rawValue: value) else {
-            throw reader.bad("code", at: 0, "has the unknown value \(value)")
-        }
+        let code = try reader.value("code", of: Code.self)
         let message = try reader.message("message")
         try reader.finish()
         return Refuse(code: code, message: message)

@@ -110,6 +110,31 @@ final class FakePrimary {
     }
 }
 
+extension FakeListener {
+    /// Connects everybody who comes with `target`. `carry` passes on what a primary says and returns at its end; everything
+    /// the other way is passed on as it is.
+    static func relay(
+        _ address: String, to target: String, carry: @escaping @Sendable (FakeStream, FakeStream) -> Void
+    ) throws -> FakeListener {
+        try FakeListener(address) { primary in
+            guard let secondary = try? FakeStream.connect(to: target) else { return primary.shut() }
+            primary.setReadLimit(3600)
+            secondary.setReadLimit(3600)
+            Thread.detachNewThread {
+                while true {
+                    let bytes = secondary.read()
+                    guard !bytes.isEmpty, primary.write(bytes) else { break }
+                }
+                primary.shut()
+                secondary.shut()
+            }
+            carry(primary, secondary)
+            primary.shut()
+            secondary.shut()
+        }
+    }
+}
+
 /// A link between a real primary and a real secondary that can be cut, in the middle of a frame too.
 final class FakeCable {
     private enum Cut { case none, insideNextCheckpoint, done }
@@ -128,21 +153,8 @@ final class FakeCable {
         address = "unix:\(folder["cable.sock"])"
         let state = State()
         self.state = state
-        listener = try FakeListener(address) { primary in
-            guard let secondary = try? FakeStream.connect(to: target) else { return primary.shut() }
-            primary.setReadLimit(3600)
-            secondary.setReadLimit(3600)
-            Thread.detachNewThread {
-                while true {
-                    let bytes = secondary.read()
-                    guard !bytes.isEmpty, primary.write(bytes) else { break }
-                }
-                primary.shut()
-                secondary.shut()
-            }
+        listener = try FakeListener.relay(address, to: target) { primary, secondary in
             Self.carry(from: primary, to: secondary, state)
-            primary.shut()
-            secondary.shut()
         }
     }
 

@@ -154,7 +154,6 @@ extension AgentCore {
         let figures = RamFigures(from: encoded, to: statistics)
         encoded = statistics
         if streamEpoch == settings.firstEpoch {
-            self.figures.firstPages = figures.pages
             self.figures.firstIdentical = figures.identical
             log.info(
                 "initial copy of RAM",

@@ -13,8 +13,7 @@ struct AgentFigures: Sendable {
     /// Bytes sent or waiting that the secondary has not yet taken in.
     var outstandingBytes: UInt64 = 0
     var lastCommitLagNanoseconds: UInt64 = 0
-    /// RAM of the first checkpoint: pages that came, and those of them that the secondary held already.
-    var firstPages: UInt64 = 0
+    /// Pages of the first checkpoint that the secondary held already.
     var firstIdentical: UInt64 = 0
     /// The share of the guest's time that the last pauses took; nil before the second one.
     var pauseShare: Double?

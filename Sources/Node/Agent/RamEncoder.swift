@@ -87,15 +87,14 @@ final class RamEncoder: Sendable {
         lane.queue.async { [self] in
             for (index, entry) in chunk.entries.enumerated() {
                 let shadow = useDelta ? lane.shadows[Int(entry.block)].page(entry.page) : nil
-                lane.digests?.note(entry, entry.isZero ? nil : chunk.data(at: index))
                 let data = entry.isZero ? nil : chunk.data(at: index)
+                lane.digests?.note(entry, data)
                 if let known = lane.known, encodeFirst(entry, data, shadow, known, lane.encoder) {
                     // The page had not come before.
-                } else if entry.isZero {
-                    lane.encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
+                } else if let data {
+                    lane.encoder.add(block: entry.block, page: UInt64(entry.page), data: data, shadow: shadow)
                 } else {
-                    lane.encoder.add(
-                        block: entry.block, page: UInt64(entry.page), data: chunk.data(at: index), shadow: shadow)
+                    lane.encoder.addZero(block: entry.block, page: UInt64(entry.page), shadow: shadow)
                 }
                 if lane.encoder.isFull { finishBatch(lane, epoch, emit) }
             }

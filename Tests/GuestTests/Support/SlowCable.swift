@@ -18,18 +18,7 @@ final class SlowCable {
         address = "unix:\(folder["slow.sock"])"
         let rate = Rate(bytesPerSecond)
         self.rate = rate
-        listener = try FakeListener(address) { primary in
-            guard let secondary = try? FakeStream.connect(to: target) else { return primary.shut() }
-            primary.setReadLimit(3600)
-            secondary.setReadLimit(3600)
-            Thread.detachNewThread {
-                while true {
-                    let bytes = secondary.read()
-                    guard !bytes.isEmpty, primary.write(bytes) else { break }
-                }
-                primary.shut()
-                secondary.shut()
-            }
+        listener = try FakeListener.relay(address, to: target) { primary, secondary in
             var due = monotonicSeconds()
             while true {
                 let speed = Double(rate.bytesPerSecond.withLock { $0 })
@@ -38,8 +27,6 @@ final class SlowCable {
                 due = max(due, monotonicSeconds() - 0.05) + Double(bytes.count) / speed
                 pause(milliseconds: Int(max(0, due - monotonicSeconds()) * 1000))
             }
-            primary.shut()
-            secondary.shut()
         }
     }
 

@@ -1,34 +1,13 @@
 import Logging
-import Synchronization
 import Testing
 
 @testable import Node
 
 @Suite("Events of the replicas")
 struct EventLogTests {
-    /// Keeps what is logged.
-    private struct Recorder: LogHandler {
-        final class Lines: Sendable {
-            let all = Mutex<[(message: String, metadata: Logger.Metadata)]>([])
-        }
-        let lines: Lines
-        var metadata: Logger.Metadata = [:]
-        var logLevel = Logger.Level.trace
-        subscript(metadataKey key: String) -> Logger.Metadata.Value? {
-            get { metadata[key] }
-            set { metadata[key] = newValue }
-        }
-        func log(event: LogEvent) {
-            lines.all.withLock { $0.append(("\(event.level): \(event.message)", event.metadata ?? [:])) }
-        }
-    }
+    private let book = LogBook()
 
-    private let lines = Recorder.Lines()
-
-    private func makeLog() -> EventLog {
-        let lines = lines
-        return EventLog(log: Logger(label: "test") { _ in Recorder(lines: lines) })
-    }
+    private func makeLog() -> EventLog { EventLog(log: book.logger()) }
 
     private func event(_ guest: String = "vm", _ message: String? = nil) -> GuestEvent {
         GuestEvent(
@@ -72,7 +51,7 @@ struct EventLogTests {
     @Test("an event is a line of the log with everything that is known")
     func line() throws {
         makeLog().emit(event("vm", "why"))
-        let (message, metadata) = try #require(lines.all.withLock { $0.first })
+        let (message, metadata) = try #require(book.lines.first)
         #expect(message == "notice: event state")
         let texts = metadata.mapValues { "\($0)" }
         #expect(

@@ -68,9 +68,11 @@ struct TestKeys {
 
 /// Keeps what is logged.
 final class LogBook: Sendable {
-    private let lines = Mutex<[String]>([])
+    typealias Line = (message: String, metadata: Logger.Metadata)
+    private let all = Mutex<[Line]>([])
 
-    var text: String { lines.withLock { $0.joined(separator: "\n") } }
+    var lines: [Line] { all.withLock { $0 } }
+    var text: String { lines.map { "\($0.message) \($0.metadata)" }.joined(separator: "\n") }
 
     func logger() -> Logger {
         var logger = Logger(label: "test", factory: { _ in Handler(book: self) })
@@ -78,7 +80,7 @@ final class LogBook: Sendable {
         return logger
     }
 
-    fileprivate func add(_ line: String) { lines.withLock { $0.append(line) } }
+    fileprivate func add(_ line: Line) { all.withLock { $0.append(line) } }
 
     private struct Handler: LogHandler {
         let book: LogBook
@@ -91,7 +93,7 @@ final class LogBook: Sendable {
         }
 
         func log(event: LogEvent) {
-            book.add("\(event.level) \(event.message) \(event.metadata ?? [:])")
+            book.add(("\(event.level): \(event.message)", event.metadata ?? [:]))
         }
     }
 }
